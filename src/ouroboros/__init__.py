@@ -1,0 +1,72 @@
+"""Ouroboros decoding: large language models answer faster without changing a token of what they say.
+
+The public names; everything else may change. ``import ouroboros`` is light: torch is loaded when it is first needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ouroboros._version import __version__
+from ouroboros.config import (
+    METHODS,
+    AutoregressiveOptions,
+    LookaheadOptions,
+    OuroborosOptions,
+    PromptLookupOptions,
+    SamplingParams,
+    SpeculativeOptions,
+)
+from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError
+
+if TYPE_CHECKING:
+    from ouroboros.generate import Chunk, Decoder, GenerationResult, Stream
+    from ouroboros.pairing import load
+    from ouroboros.phrases.pool import PhrasePool
+    from ouroboros.stats import Stats
+
+__all__ = [
+    "METHODS",
+    "AutoregressiveOptions",
+    "Chunk",
+    "Decoder",
+    "GenerationResult",
+    "InputError",
+    "LoadError",
+    "LookaheadOptions",
+    "OuroborosError",
+    "OuroborosOptions",
+    "PhrasePool",
+    "PoolFileError",
+    "PromptLookupOptions",
+    "SamplingParams",
+    "SpeculativeOptions",
+    "Stats",
+    "Stream",
+    "__version__",
+    "load",
+]
+
+_LAZY = {
+    "Chunk": "ouroboros.generate",
+    "Decoder": "ouroboros.generate",
+    "GenerationResult": "ouroboros.generate",
+    "PhrasePool": "ouroboros.phrases.pool",
+    "Stats": "ouroboros.stats",
+    "Stream": "ouroboros.generate",
+    "load": "ouroboros.pairing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ouroboros' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

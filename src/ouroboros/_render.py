@@ -1,0 +1,162 @@
+"""What the command line shows: text coloured by source, figures, the demo's table. Knows nothing of models or options.
+
+Invariant: model text reaches a terminal only through ``showable``, so it can neither move the cursor nor be markup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from ouroboros.bench.demo import MethodRow
+from ouroboros.stats import Stats
+
+__all__ = ["Screen", "showable"]
+
+# Blue, orange and purple: a contrast of 3.7 to 1 or more with black and with white, and no pair of red and green.
+_STYLES = {
+    "draft": Style(color="color(32)"),
+    "phrase": Style(color="color(166)"),
+    "bonus": Style(color="color(133)"),
+}
+_STYLES_16 = {  # the nearest of 16 colours would be yellow and white, which nobody can read on white
+    "draft": Style(color="cyan"),
+    "phrase": Style(color="green"),
+    "bonus": Style(color="magenta"),
+}
+_MEANINGS = {"draft": "draft model", "phrase": "phrase pool", "bonus": "target model"}
+_CAPTION = (
+    "The embedded models are tiny: a forward costs little more than its overhead, so this table shows what the "
+    "methods do (forwards, acceptance, the same text), not a speed-up."
+)
+
+_CONTROLS: dict[int, str | None] = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0))}
+_CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None}
+
+
+def showable(text: str) -> str:
+    """``text`` with control characters written out (``\\x1b``), but for newline and tab; carriage returns vanish."""
+    return text.translate(_CONTROLS)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the error that rich is handling; rich itself would end the process with status 1
+
+
+def _console(stream: TextIO, terminal: bool) -> _Console:
+    return _Console(file=stream, force_terminal=terminal, highlight=False, markup=False, emoji=False)
+
+
+class Screen:
+    """Standard output and standard error, as far as they are terminals."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
+        stderr = sys.stderr if sys.stderr is not None else io.StringIO()
+        self.out_terminal = sys.stdout.isatty()
+        self.err_terminal = stderr.isatty()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            if self.out_terminal:
+                sys.stdout.reconfigure(errors="replace")
+            else:  # another program reads this: the same bytes whatever the locale
+                sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+        self._out = _console(sys.stdout, self.out_terminal)
+        self._err = _console(stderr, self.err_terminal)
+        self._coloured = self.out_terminal and self._out.color_system is not None and not self._out.no_color
+        self._styles = _STYLES if self._out.color_system in ("256", "truecolor") else _STYLES_16
+        self._line_open = False
+
+    @contextlib.contextmanager
+    def status(self, text: str) -> Iterator[Callable[[str], None]]:
+        """A spinner on standard error while something takes long; the value changes its text."""
+        if not self.err_terminal:
+            yield lambda text: None
+            return
+        with self._err.status(Text(f"{text} …")) as spinner:
+            yield lambda text: spinner.update(Text(f"{text} …"))
+
+    def legend(self) -> None:
+        """The colours' meanings, where colours are shown and the line does not end in a file."""
+        if self._coloured and self.err_terminal:
+            words = [(f"● {name} ({_MEANINGS[name]})", style) for name, style in self._styles.items()]
+            self._err.print(Text("  ").join(Text(word, style=style) for word, style in words), soft_wrap=True)
+
+    def text(self, text: str) -> None:
+        """Machine-readable output, as it is."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def pieces(self, pieces: Iterable[tuple[str, str]]) -> None:
+        """Generated (text, source) pairs, at once."""
+        if not self.out_terminal:
+            self.text("".join(text for text, _ in pieces))
+            return
+        shown = [(showable(text), source) for text, source in pieces if text]
+        if shown:
+            self._line_open = not shown[-1][0].endswith("\n")
+            # Segments, because a Text would turn tabs into spaces
+            segments = [Segment(text, self._styles.get(source) if self._coloured else None) for text, source in shown]
+            self._out.print(Segments(segments), end="", soft_wrap=True)
+            sys.stdout.flush()
+
+    def end_text(self) -> None:
+        """Close the last line of generated text on a terminal; elsewhere the text is left as it is."""
+        if self.out_terminal and self._line_open:
+            self.text("\n")
+            self._line_open = False
+
+    def figures(self, stats: Stats, note: str = "") -> None:
+        """The closing line, on standard error where someone reads along."""
+        if self.out_terminal or self.err_terminal:
+            self._err.print(Text(_figures(stats) + note, style="dim"), soft_wrap=True)
+
+    def demo_prompt(self, task_id: str, prompt: str) -> None:
+        self._out.print(Text(f"\n{task_id}", style="bold"))
+        text = showable(prompt) if self.out_terminal else prompt
+        self._out.print(Segments([Segment(text, Style(dim=True))]), end="", soft_wrap=True)
+
+    def demo_figures(self, stats: Stats) -> None:
+        self._out.print(Text(f"\n{_figures(stats)}", style="dim"), soft_wrap=True)
+
+    def demo_table(self, rows: Sequence[MethodRow], title: str) -> None:
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+        table.add_column("method", no_wrap=True)
+        for heading in ("tokens per target forward", "draft forwards per new token", "acceptance rate", "tokens/s"):
+            table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+        table.add_column("same text as plain")
+        for row in rows:
+            stats = row.stats
+            table.add_row(
+                row.method,
+                f"{stats.tokens_per_target_forward:.2f}",
+                f"{stats.draft_forwards_per_token:.2f}",
+                f"{stats.acceptance_rate:.0%}" if stats.draft_tokens else "–",
+                f"{stats.tokens_per_second:.0f}",
+                "yes" if row.same_text else "no",
+            )
+        self._out.print()
+        self._out.print(table)
+        self._out.print(Text(_CAPTION, style="dim"))
+
+
+def _figures(stats: Stats) -> str:
+    parts = [
+        f"{stats.new_tokens} new tokens",
+        f"{stats.tokens_per_target_forward:.2f} tokens per target forward",
+        f"{stats.draft_forwards_per_token:.2f} draft forwards per token",
+        f"{stats.acceptance_rate:.0%} of {stats.draft_tokens} drafted tokens accepted",
+        f"{stats.tokens_per_second:.1f} tokens/s",
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,75 @@
+"""The loop: propose, score, verify, commit, emit, observe.
+
+Invariant: before each step the target's cache holds the committed sequence without its last token, which is the root of
+the tree. The loop never touches a cache, and yields the new tokens of each step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+
+from ouroboros.drafting.base import Drafter
+from ouroboros.models.base import CausalModel, ScoreRequest
+from ouroboros.sampling import Sampler
+from ouroboros.stats import StatsRecorder
+from ouroboros.tree import Origin
+from ouroboros.verify import verify
+
+__all__ = ["Step", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The tokens that one target forward yielded, in order, and where each came from."""
+
+    tokens: tuple[int, ...]
+    origins: tuple[Origin, ...]
+
+
+def decode(
+    target: CausalModel,
+    start_drafter: Callable[[], Drafter],
+    sampler: Sampler,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: Set[int],
+    recorder: StatsRecorder,
+) -> Iterator[Step]:
+    """Yields steps until ``max_new_tokens``, a stop token or the end of the context.
+
+    Args:
+        prompt: at least one token, shorter than the context. start_drafter: makes and prefills the drafter.
+        recorder: gets counts and times; what is emitted is counted by whoever keeps it.
+    """
+    clock = time.perf_counter
+    began = clock()
+    slot = target.open()
+    target.prefill(slot, prompt[:-1])
+    prefilled = clock()
+    drafter = start_drafter()
+    recorder.prefill_seconds = prefilled - began
+    recorder.draft_prefill_seconds = clock() - prefilled
+    sequence = list(prompt)
+    remaining = min(max_new_tokens, target.info.max_positions - len(prompt))
+    while remaining > 0:
+        began = clock()
+        tree = drafter.propose(sequence, remaining - 1)
+        drafted = clock()
+        logits_NV = target.score([ScoreRequest(slot, tree)])[0]
+        verdict = verify(tree, logits_NV, sampler, sequence, stop_ids)
+        slot.commit(verdict.path)
+        drafter.observe(verdict)
+        tokens = verdict.tokens[:remaining]
+        sequence += tokens
+        remaining -= len(tokens)
+        for origin, depth in zip(tree.origins[1:], tree.depths[1:], strict=True):
+            recorder.offer(origin.label, depth)
+        recorder.target_forwards += 1
+        recorder.draft_forwards = drafter.draft_forwards
+        recorder.draft_seconds += drafted - began
+        recorder.decode_seconds += clock() - began
+        yield Step(tokens, verdict.origins[: len(tokens)])
+        if tokens[-1] in stop_ids:
+            return

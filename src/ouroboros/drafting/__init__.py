@@ -1,0 +1,1 @@
+"""Drafters: each proposes a token tree in every step and learns from the verdict."""

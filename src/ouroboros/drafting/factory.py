@@ -1,0 +1,54 @@
+"""Builds the drafter of one request: the only place that knows which method needs what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from ouroboros.config import (
+    AutoregressiveOptions,
+    LookaheadOptions,
+    MethodOptions,
+    OuroborosOptions,
+    PromptLookupOptions,
+    SpeculativeOptions,
+)
+from ouroboros.drafting.autoregressive import AutoregressiveDrafter
+from ouroboros.drafting.base import Drafter, DraftSession
+from ouroboros.drafting.lookahead import LookaheadDrafter
+from ouroboros.drafting.ouroboros import OuroborosDrafter
+from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
+from ouroboros.drafting.speculative import SpeculativeDrafter
+from ouroboros.models.base import CausalModel
+from ouroboros.phrases.pool import PhrasePool
+from ouroboros.sampling import Sampler
+
+__all__ = ["NEEDS_DRAFT", "USES_POOL", "build_drafter"]
+
+NEEDS_DRAFT = frozenset({"speculative", "ouroboros"})
+USES_POOL = frozenset({"lookahead", "ouroboros"})
+
+
+def build_drafter(
+    options: MethodOptions,
+    draft: CausalModel | None,
+    sampler: Sampler,
+    pool: PhrasePool,
+    prompt: Sequence[int],
+    stop_ids: Set[int],
+    max_positions: int,
+) -> Drafter:
+    """The drafter that ``options`` ask for; a draft model is prefilled with the prompt here."""
+    match options:
+        case AutoregressiveOptions():
+            return AutoregressiveDrafter()
+        case PromptLookupOptions():
+            return PromptLookupDrafter(options, len(prompt))
+        case LookaheadOptions():
+            return LookaheadDrafter(options, pool, prompt, max_positions)
+    assert draft is not None, "checked when the pair was loaded"
+    session = DraftSession(draft, prompt)
+    if isinstance(options, SpeculativeOptions):
+        return SpeculativeDrafter(options, session, sampler, stop_ids)
+    assert isinstance(options, OuroborosOptions)
+    own_pool = pool if options.reuse else PhrasePool()
+    return OuroborosDrafter(options, session, sampler, own_pool, prompt, stop_ids)

@@ -1,0 +1,52 @@
+"""Speculative decoding (Leviathan et al. 2023, Chen et al. 2023): a chain of γ tokens of the draft model.
+
+The draft draws with the target's keyed noise, so that it is accepted more often when sampling; tokens are accepted iff
+they equal the target's own draw (see docs/exactness.md), which needs no draft probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from ouroboros.config import SpeculativeOptions
+from ouroboros.drafting.base import DraftSession
+from ouroboros.sampling import Sampler
+from ouroboros.tree import Origin, TokenTree
+from ouroboros.verify import Verdict
+
+__all__ = ["SpeculativeDrafter"]
+
+
+class SpeculativeDrafter:
+    """See base.Drafter."""
+
+    def __init__(
+        self, options: SpeculativeOptions, draft: DraftSession, sampler: Sampler, stop_ids: Set[int] = frozenset()
+    ) -> None:
+        self._options = options
+        self._draft = draft
+        self._sampler = sampler
+        self._stop_ids = stop_ids
+
+    @property
+    def draft_forwards(self) -> int:
+        return self._draft.forwards
+
+    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+        gamma = min(self._options.draft_tokens, room)
+        if not self._draft.fits(len(sequence) + gamma):
+            return TokenTree(sequence[-1])
+        tree = self._draft.begin(sequence)
+        history = list(sequence)
+        node = 0
+        for _ in range(gamma):
+            logits_1V = self._draft.score([node])
+            token = self._sampler.draw(logits_1V, [len(history)], [history])[0]
+            node = tree.add(node, token, Origin.DRAFT)
+            history.append(token)
+            if token in self._stop_ids:
+                break
+        return tree
+
+    def observe(self, verdict: Verdict) -> None:
+        pass

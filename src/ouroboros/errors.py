@@ -1,0 +1,30 @@
+"""Every error that a user can meet, in one tree.
+
+    OuroborosError
+    ├── InputError (also a ValueError)   a prompt, a parameter or an option that is not allowed
+    ├── LoadError                        a checkpoint, a tokenizer or a pair of models that cannot be used
+    └── PoolFileError                    a file that is no phrase pool, or a pool of another vocabulary
+
+Each message is one line that names the value at fault and what is allowed, so that the command line can print it
+as it is. A broken invariant of the code itself is an ``assert`` and never one of these.
+"""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "LoadError", "OuroborosError", "PoolFileError"]
+
+
+class OuroborosError(Exception):
+    """The root: catch this to catch everything that this library raises on purpose."""
+
+
+class InputError(OuroborosError, ValueError):
+    """A value that the caller gave is not allowed."""
+
+
+class LoadError(OuroborosError):
+    """A checkpoint, a tokenizer or a pair of models cannot be used."""
+
+
+class PoolFileError(OuroborosError):
+    """A file is no phrase pool, is damaged, or belongs to another vocabulary."""

@@ -1,0 +1,91 @@
+"""KVCache: keys and values of one sequence in buffers that are allocated ahead and grow in steps.
+
+Layout: [layers, 2, kv_heads, capacity, head_size]; rows 0 … length-1 are committed, the next ``pending`` rows are the
+nodes of a tree in their order. Invariant: nobody else writes to the buffer; ``rewind`` moves no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+__all__ = ["KVCache"]
+
+
+class KVCache:
+    """A slot of the native decoder (see base.Slot).
+
+    Args:
+        shape: (layers, kv_heads, head_size). step: rows by which the buffer grows at least.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, step: int = 256) -> None:
+        layers, kv_heads, head_size = shape
+        self._step = step
+        self._length = 0
+        self._pending = 0
+        self._buffer = torch.empty((layers, 2, kv_heads, 0, head_size), dtype=dtype, device=device)
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def pending(self) -> int:
+        return self._pending
+
+    @property
+    def capacity(self) -> int:
+        return self._buffer.shape[3]
+
+    def reserve(self, rows: int) -> None:
+        """Makes room for ``rows`` more rows behind the pending ones; copies what is there when the buffer grows."""
+        used = self._length + self._pending
+        if used + rows > self.capacity:
+            # A quarter more than is there keeps the copies few for long texts, a step for short ones.
+            capacity = max(used + rows, self.capacity + self.capacity // 4)
+            capacity = -(-capacity // self._step) * self._step
+            grown = self._buffer.new_empty((*self._buffer.shape[:3], capacity, self._buffer.shape[4]))
+            grown[:, :, :, :used] = self._buffer[:, :, :, :used]
+            self._buffer = grown
+
+    def write(self, layer: int, keys_HND: Tensor, values_HND: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts N rows of one layer behind the pending ones. Returns that layer's keys and values up to and with them.
+
+        ``reserve`` must have made room; ``advance`` makes the rows count once every layer is written.
+        """
+        start = self._length + self._pending
+        end = start + keys_HND.shape[1]
+        keys, values = self._buffer[layer]
+        keys[:, start:end] = keys_HND
+        values[:, start:end] = values_HND
+        return keys[:, :end], values[:, :end]
+
+    def advance(self, committed: int, pending: int) -> None:
+        """Counts rows that every layer has written: ``committed`` of them first, then ``pending``."""
+        assert committed == 0 or self._pending == 0, "rows cannot be committed behind pending ones"
+        self._length += committed
+        self._pending += pending
+
+    @torch.inference_mode()
+    def commit(self, path: Sequence[int]) -> None:
+        assert all(a < b for a, b in pairwise(path)) and (not path or path[-1] < self._pending)
+        keep = next((i for i, node in enumerate(path) if i != node), len(path))  # nodes that lie where they belong
+        if keep < len(path):
+            rows = self._buffer[:, :, :, self._length : self._length + self._pending]
+            index = torch.tensor(path[keep:], device=rows.device)
+            rows[:, :, :, keep : len(path)] = rows.index_select(3, index)
+        self._length += len(path)
+        self._pending = 0
+
+    def truncate(self, pending: int) -> None:
+        assert 0 <= pending <= self._pending
+        self._pending = pending
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self._length, f"cannot rewind from {self._length} to {length}"
+        self._length = length
+        self._pending = 0

@@ -1,0 +1,127 @@
+"""``load``: from names to a Decoder, with every check that a pair of models needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ouroboros.config import MethodOptions, options_for, options_from_strings
+from ouroboros.drafting.factory import NEEDS_DRAFT
+from ouroboros.errors import InputError, LoadError
+from ouroboros.generate import Decoder
+from ouroboros.models.base import CausalModel
+from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
+from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.storage import load_pool
+from ouroboros.text import Tokenizer
+
+__all__ = ["EMBEDDED", "load"]
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+def load(
+    target: Any = None,
+    draft: Any = None,
+    tokenizer: Any = None,
+    method: str = "ouroboros",
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    pool: PhrasePool | str | os.PathLike[str] | bool | None = None,
+    options: MethodOptions | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    *,
+    pool_read_only: bool = False,
+) -> Decoder:
+    """Loads a target model and, where the method needs one, a draft model.
+
+    Args:
+        target, draft: a directory in Hugging Face layout, a hub id, or a loaded model. No target: the embedded pair.
+        tokenizer: a transformers tokenizer or a directory; by default the target's own.
+        method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup`` or ``ouroboros``.
+        dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``; ``auto`` keeps the checkpoint's type, but computes
+            in float32 on a CPU for models of under 64 million parameters and for float16 files.
+        device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.
+        pool: None: phrases are kept as long as the decoder; False: an empty pool for every call; a path: read if it
+            exists and saved on ``close`` (not with ``pool_read_only``, which needs the file); or a PhrasePool.
+        options: the method's dataclass of config.py, or a dict of its fields.
+        revision, token: of the hub.
+
+    Raises:
+        InputError: unknown method, option, dtype or device; a draft for a method that uses none.
+        LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers differ.
+        PoolFileError: the pool's file is no pool, or of another vocabulary.
+    """
+    chosen = _options(method, options)
+    needs_draft = method in NEEDS_DRAFT
+    if draft is not None and not needs_draft:
+        raise InputError(f"method {method!r} uses no draft model; draft must be None, not {_name(draft)}")
+    if draft is not None and target is None:
+        raise InputError(f"draft {_name(draft)} needs a target; without one the embedded pair is used")
+    if target is None:
+        target, draft = EMBEDDED / "target", EMBEDDED / "draft" if needs_draft else None
+    elif needs_draft and draft is None:
+        raise InputError(f"method {method!r} needs a draft model: give draft=, or choose lookahead or prompt_lookup")
+    if not (pool is None or pool is False or isinstance(pool, PhrasePool | str | os.PathLike)):
+        raise InputError(f"pool must be None, False, a path or a PhrasePool, not {pool!r}")
+    place = pick_device(device)
+    target_model, words = _load_model(target, dtype, device, place, revision, token)
+    if tokenizer is not None:
+        words = Tokenizer.wrap(tokenizer)
+    draft_model = None
+    if draft is not None:
+        draft_model, draft_words = _load_model(draft, dtype, device, place, None, token)
+        _check_pair(target_model, words, draft_model, draft_words, _name(draft))
+    decoder = Decoder(target_model, draft_model, words, method, chosen, PhrasePool())
+    if pool is False:
+        decoder.pool = None
+    elif isinstance(pool, PhrasePool):
+        decoder.pool = pool
+    elif pool is not None:
+        path = Path(pool)
+        if path.exists() or pool_read_only:
+            decoder.pool = load_pool(path, decoder.fingerprint)
+        elif not path.parent.is_dir():
+            raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
+        return Decoder(target_model, draft_model, words, method, chosen, decoder.pool, None if pool_read_only else path)
+    return decoder
+
+
+def _options(method: str, options: MethodOptions | Mapping[str, Any] | None) -> MethodOptions:
+    if isinstance(options, Mapping):
+        return options_from_strings(method, {name: str(value) for name, value in options.items()})
+    return options_for(method, options)
+
+
+def _name(model: object) -> str:
+    return repr(str(model)) if isinstance(model, str | os.PathLike) else type(model).__name__
+
+
+def _load_model(
+    source: Any, dtype: str | torch.dtype, device: str, place: torch.device, revision: str | None, token: str | None
+) -> tuple[CausalModel, Tokenizer | None]:
+    if isinstance(source, str | os.PathLike):
+        path = resolve(os.fspath(source), revision, token)
+        return load_directory(path, dtype, place), Tokenizer.from_directory(path)
+    if isinstance(source, torch.nn.Module):
+        return load_module(source, dtype, device), None
+    if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):
+        return source, None
+    raise InputError(f"a model must be a directory, a hub id or a loaded model, not {_name(source)}")
+
+
+def _check_pair(
+    target: CausalModel, words: Tokenizer | None, draft: CausalModel, draft_words: Tokenizer | None, name: str
+) -> None:
+    """Refuses a draft whose token ids do not mean what the target's mean."""
+    if words is not None and draft_words is not None:
+        if words.fingerprint != draft_words.fingerprint:
+            raise LoadError(f"the draft model {name} has another tokenizer than the target; both must be the same")
+    elif target.info.vocab_size != draft.info.vocab_size:
+        sizes = f"{draft.info.vocab_size} tokens, the target {target.info.vocab_size}"
+        raise LoadError(f"the draft model {name} has {sizes}; without both tokenizers they must be equal")

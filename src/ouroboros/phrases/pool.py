@@ -1,0 +1,192 @@
+"""PhrasePool: short runs of tokens, found by the last one to three tokens before them.
+
+Bounded in keys and in phrases per key. Under one key no phrase is a prefix of another, so nothing is stored or offered
+twice. Phrases are ranked by the tokens that they are expected to yield: a prior by origin and key length, overruled by
+their own success as they are offered. Keys are forgotten oldest first, those that were of use last time round get a
+second chance (CLOCK). Not thread-safe. Source: Ouroboros, sections 3.2-3.4; ranking, keys and trie are our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ouroboros.tree import Origin, TokenTree
+
+__all__ = ["Found", "Phrase", "PhrasePool"]
+
+MAX_KEY = 3
+# Expected accepted tokens of a phrase never offered before, for a match of one, two and three tokens.
+PRIORS = {
+    Origin.VERIFIED: (0.35, 0.8, 1.3),
+    Origin.CORRECTED: (0.3, 0.6, 1.0),
+    Origin.PROMPT: (0.3, 0.7, 1.1),
+    Origin.WINDOW: (0.15, 0.35, 0.6),
+}
+PRIOR_WEIGHT = 2.0  # offers that the prior counts for
+TRUST = {Origin.WINDOW: 0, Origin.PROMPT: 1, Origin.CORRECTED: 2, Origin.VERIFIED: 3}
+
+
+class Phrase:
+    """One phrase under one key. ``seen``: times it was inserted; ``offered``, ``accepted``: offers that were decided,
+    and tokens that proved right in them."""
+
+    __slots__ = ("accepted", "key_length", "offered", "origin", "seen", "tokens")
+
+    def __init__(self, tokens: tuple[int, ...], origin: Origin, key_length: int) -> None:
+        self.tokens = tokens
+        self.origin = origin
+        self.key_length = key_length
+        self.seen = 1
+        self.offered = 0
+        self.accepted = 0
+
+    def expected(self) -> float:
+        """Tokens that the phrase is expected to yield when it is offered."""
+        prior = PRIORS[self.origin][self.key_length - 1] * (1 + 0.25 * math.log2(self.seen))
+        return (self.accepted + PRIOR_WEIGHT * prior) / (self.offered + PRIOR_WEIGHT)
+
+    def rate(self) -> float:
+        """The chance per token, 0 … 1, if acceptance is geometric: expected = rate / (1 - rate)."""
+        expected = self.expected()
+        return expected / (1 + expected)
+
+
+class _Bucket:
+    __slots__ = ("phrases", "useful")
+
+    def __init__(self) -> None:
+        self.phrases: list[Phrase] = []
+        self.useful = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look-up returns: the phrases, best first, and the trie that they form below the context's last token."""
+
+    tree: TokenTree
+    phrases: tuple[Phrase, ...]
+
+
+class PhrasePool:
+    """See the header.
+
+    Args:
+        max_keys: bound of the number of keys. phrases_per_key: bound of the phrases of one key.
+        max_tokens: longer phrases are cut to this many tokens.
+    """
+
+    def __init__(self, max_keys: int = 300_000, phrases_per_key: int = 8, max_tokens: int = 10) -> None:
+        self.max_keys = max_keys
+        self.phrases_per_key = phrases_per_key
+        self.max_tokens = max_tokens
+        self._buckets: dict[tuple[int, ...], _Bucket] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Phrases in the pool; one that is known under several keys counts once for each."""
+        return self._count
+
+    @property
+    def keys(self) -> int:
+        return len(self._buckets)
+
+    def items(self) -> Iterator[tuple[tuple[int, ...], Phrase]]:
+        """Every (key, phrase), oldest keys first."""
+        for key, bucket in self._buckets.items():
+            for phrase in bucket.phrases:
+                yield key, phrase
+
+    def insert(self, context: Sequence[int], tokens: Sequence[int], origin: Origin, again: bool = False) -> None:
+        """Learns that ``tokens`` followed ``context``, under the last one, two and three tokens of it.
+
+        ``again``: this occurrence was counted before, and is now known further.
+        """
+        phrase = tuple(tokens[: self.max_tokens])
+        if phrase:
+            for length in range(1, min(MAX_KEY, len(context)) + 1):
+                self._insert(tuple(context[-length:]), phrase, origin, 0 if again else 1)
+
+    def _insert(self, key: tuple[int, ...], tokens: tuple[int, ...], origin: Origin, count: int) -> None:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket()
+        phrases = bucket.phrases
+        size = len(tokens)
+        for phrase in phrases:
+            known = phrase.tokens
+            if known[:size] == tokens or tokens[: len(known)] == known:  # one begins with the other: keep the longer
+                if size > len(known):
+                    phrase.tokens = tokens
+                phrase.seen += count
+                if TRUST[origin] > TRUST[phrase.origin]:
+                    phrase.origin = origin
+                break
+        else:
+            if len(phrases) >= self.phrases_per_key:
+                worst = min(phrases, key=Phrase.expected)
+                if PRIORS[origin][len(key) - 1] < worst.expected():
+                    return
+                phrases.remove(worst)
+                self._count -= 1
+            phrases.append(Phrase(tokens, origin, len(key)))
+            self._count += 1
+        if len(self._buckets) > self.max_keys:
+            self._forget()
+
+    def _forget(self) -> None:
+        while True:
+            key = next(iter(self._buckets))
+            bucket = self._buckets.pop(key)
+            if not bucket.useful:
+                self._count -= len(bucket.phrases)
+                return
+            bucket.useful = False
+            self._buckets[key] = bucket
+
+    def lookup(self, context: Sequence[int], branches: int, length: int) -> Found:
+        """Up to ``branches`` phrases of up to ``length`` tokens that may follow ``context`` (not empty).
+
+        Longer matches and better phrases come first; a phrase that adds nothing to the trie is left out.
+        """
+        tree = TokenTree(context[-1])
+        chosen: list[Phrase] = []
+        if branches > 0:
+            candidates: list[Phrase] = []
+            for size in range(min(MAX_KEY, len(context)), 0, -1):
+                bucket = self._buckets.get(tuple(context[-size:]))
+                if bucket is not None:
+                    candidates += bucket.phrases
+            candidates.sort(key=Phrase.expected, reverse=True)  # stable: of equals the longer match stays first
+            for phrase in candidates:
+                before = len(tree)
+                tree.extend(0, phrase.tokens[:length], phrase.origin)
+                if len(tree) > before:
+                    chosen.append(phrase)
+                    if len(chosen) == branches:
+                        break
+        return Found(tree, tuple(chosen))
+
+    def credit(self, context: Sequence[int], found: Found, text: Sequence[int]) -> None:
+        """Tells the phrases of a look-up what really followed ``context`` (at least one token)."""
+        for phrase in found.phrases:
+            matched = 0
+            for token, real in zip(phrase.tokens, text, strict=False):
+                if token != real:
+                    break
+                matched += 1
+            phrase.offered += 1
+            phrase.accepted += matched
+            if matched:
+                bucket = self._buckets.get(tuple(context[-phrase.key_length :]))
+                if bucket is not None:
+                    bucket.useful = True
+
+    def restore(self, key: tuple[int, ...], phrase: Phrase) -> None:
+        """Puts a stored phrase back under its key (see storage.py); bounds hold as for ``insert``."""
+        self._insert(key, phrase.tokens[: self.max_tokens], phrase.origin, phrase.seen)
+        bucket = self._buckets.get(key)
+        for known in bucket.phrases if bucket is not None else ():
+            if known.tokens == phrase.tokens:
+                known.seen, known.offered, known.accepted = phrase.seen, phrase.offered, phrase.accepted

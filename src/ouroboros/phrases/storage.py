@@ -1,0 +1,93 @@
+"""A phrase pool on disk: one safetensors file of integer arrays, bound to a vocabulary, written atomically.
+
+Arrays, one row a phrase, oldest key first: ``keys`` int32 [P, 3] and ``tokens`` int32 [P, longest phrase], padded with
+-1, and ``counts`` int64 [P, 4]: origin, seen, offered, accepted. The metadata holds format, version, fingerprint and
+the pool's bounds. Nothing in the file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ouroboros.errors import PoolFileError
+from ouroboros.phrases.pool import MAX_KEY, Phrase, PhrasePool
+from ouroboros.tree import Origin
+
+__all__ = ["load_pool", "save_pool"]
+
+FORMAT, VERSION = "ouroboros-phrase-pool", "1"
+_ORIGINS = (Origin.VERIFIED, Origin.CORRECTED, Origin.PROMPT, Origin.WINDOW)
+
+
+def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) -> None:
+    """Writes the pool; the file holds the old contents or the new ones, never a part.
+
+    Args:
+        fingerprint: what identifies the vocabulary that the tokens belong to.
+
+    Raises:
+        PoolFileError: the file cannot be written.
+    """
+    entries = list(pool.items())
+    keys = np.full((len(entries), MAX_KEY), -1, dtype=np.int32)
+    tokens = np.full((len(entries), max((len(p.tokens) for _, p in entries), default=1)), -1, dtype=np.int32)
+    counts = np.empty((len(entries), 4), dtype=np.int64)
+    for row, (key, phrase) in enumerate(entries):
+        keys[row, : len(key)] = key
+        tokens[row, : len(phrase.tokens)] = phrase.tokens
+        counts[row] = (_ORIGINS.index(phrase.origin), phrase.seen, phrase.offered, phrase.accepted)
+    bounds = {"max_keys": pool.max_keys, "phrases_per_key": pool.phrases_per_key, "max_tokens": pool.max_tokens}
+    metadata = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "bounds": json.dumps(bounds)}
+    data = save({"keys": keys, "tokens": tokens, "counts": counts}, metadata=metadata)
+    target = Path(path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
+            file.write(data)
+        try:
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, target)
+        except OSError:
+            os.unlink(file.name)
+            raise
+    except OSError as error:
+        raise PoolFileError(f"cannot write the phrase pool {str(path)!r}: {error.strerror or error}") from error
+
+
+def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
+    """Reads a pool that ``save_pool`` wrote for the same vocabulary.
+
+    Raises:
+        PoolFileError: unreadable, no pool, damaged, of another version or of another vocabulary.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise PoolFileError(f"{str(path)!r} is no phrase pool")
+            if metadata.get("version") != VERSION:
+                version = metadata.get("version")
+                raise PoolFileError(f"{str(path)!r} is a phrase pool of version {version!r}; this reads {VERSION!r}")
+            if metadata.get("fingerprint") != fingerprint:
+                raise PoolFileError(f"{str(path)!r} is a phrase pool of another vocabulary than the target model's")
+            arrays = [file.get_tensor(name) for name in ("keys", "tokens", "counts")]
+        pool = PhrasePool(**json.loads(metadata["bounds"]))
+        for key, tokens, (origin, seen, offered, accepted) in zip(*(a.tolist() for a in arrays), strict=True):
+            key = tuple(token for token in key if token >= 0)
+            phrase = Phrase(tuple(token for token in tokens if token >= 0), _ORIGINS[origin], len(key))
+            if not key or not phrase.tokens or min(seen, offered + 1, accepted + 1) < 1:
+                raise ValueError("an empty entry")
+            phrase.seen, phrase.offered, phrase.accepted = seen, offered, accepted
+            pool.restore(key, phrase)
+        return pool
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or "it is no phrase pool, or damaged"
+        raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: {reason}") from error
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise PoolFileError(f"the phrase pool {str(path)!r} is damaged ({error})") from error

@@ -1,0 +1,754 @@
+"""The command line against a fake decoder, in this process and in others; at the end against the embedded pair."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ouroboros
+from ouroboros import _render, cli
+from ouroboros._version import __version__
+from ouroboros.bench import demo
+from ouroboros.config import METHODS, OuroborosOptions, PromptLookupOptions, SamplingParams
+from ouroboros.errors import LoadError
+from ouroboros.stats import Stats, StatsRecorder
+
+ERROR = "ouroboros: error: "
+GENERATE_OPTIONS = [
+    f"--{name}"
+    for name in (
+        "prompt-file",
+        "target",
+        "draft",
+        "method",
+        "max-new-tokens",
+        "temperature",
+        "top-k",
+        "top-p",
+        "min-p",
+        "repetition-penalty",
+        "seed",
+        "stop",
+        "ignore-eos",
+        "draft-tokens",
+        "set",
+        "dtype",
+        "device",
+        "threads",
+        "pool",
+        "pool-read-only",
+        "json",
+    )
+]
+PIECES = (("def ", "draft"), ("f", "phrase"), ("():\n", "bonus"), ("\tpass é🙂", "draft"))
+
+# ----------------------------------------------------------------------------------------------------------- fakes
+
+
+def stats_of(tokens: int, method: str = "ouroboros") -> Stats:
+    recorder = StatsRecorder(method, "native", "float32", "cpu", 7, 3, target_forwards=2, draft_forwards=3)
+    recorder.decode_seconds = 0.5
+    for n in range(tokens):
+        recorder.offer("draft", n + 1)
+        recorder.emit("draft", "draft", n + 1)
+    return recorder.freeze()
+
+
+@dataclass(frozen=True)
+class FakeChunk:
+    pieces: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+
+@dataclass(frozen=True)
+class FakeResult:
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: str
+    stats: Stats
+
+
+@dataclass
+class FakeStream:
+    chunks: Iterator[FakeChunk]
+    seen: list[FakeChunk] = field(default_factory=list)
+    closed: bool = False
+
+    def __enter__(self) -> FakeStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.closed = True
+
+    def __iter__(self) -> Iterator[FakeChunk]:
+        for chunk in self.chunks:
+            self.seen.append(chunk)
+            yield chunk
+
+    @property
+    def result(self) -> FakeResult:
+        ids = list(range(len(self.seen)))
+        return FakeResult("".join(chunk.text for chunk in self.seen), ids, [1, 2, 3], "length", stats_of(len(ids)))
+
+
+@dataclass
+class FakeDecoder:
+    """What the command line knows of a decoder; the pieces are given one to a chunk."""
+
+    pieces: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(PIECES)
+    requests: list[tuple[str, SamplingParams]] = field(default_factory=list)
+    closed: int = 0
+
+    def stream(self, prompt: str, params: SamplingParams) -> FakeStream:
+        self.requests.append((prompt, params))
+        return FakeStream(FakeChunk((piece,)) for piece in self.pieces())
+
+    def generate(self, prompt: str, params: SamplingParams) -> FakeResult:
+        stream = self.stream(prompt, params)
+        list(stream)
+        return stream.result
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class FakeLoad:
+    decoder: FakeDecoder = field(default_factory=FakeDecoder)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def __call__(
+        self,
+        target: str | None,
+        draft: str | None,
+        method: str,
+        options: object,
+        dtype: str,
+        device: str,
+        threads: int | None,
+        pool: str | bool | None,
+        pool_read_only: bool,
+    ) -> FakeDecoder:
+        self.calls.append({name: value for name, value in locals().items() if name != "self"})
+        if self.error is not None:
+            raise self.error
+        return self.decoder
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> FakeLoad:
+    fake = FakeLoad()
+    monkeypatch.setattr(cli, "_load", fake)
+    return fake
+
+
+def endless() -> Iterator[tuple[str, str]]:
+    while True:
+        time.sleep(0.02)
+        yield "word ", "draft"
+
+
+def hostile() -> Iterator[tuple[str, str]]:
+    yield "a\x1b[31mred\x9b2J\x07\r\n", "draft"
+    yield "[bold]b[/bold] :smile:\t\x7f\x00\x08", "bonus"
+
+
+def slow_load(*args: object) -> FakeDecoder:
+    try:
+        sys.stderr.write("loading\n")
+        sys.stderr.flush()
+        time.sleep(30)
+    except KeyboardInterrupt:
+        raise ImportError("a library's own error, made of the interrupt") from None
+    raise AssertionError
+
+
+def run_fake(pieces: str, args: Sequence[str]) -> int:
+    """For subprocesses: the command line with a fake decoder, in a process of its own."""
+    fake: Any = slow_load if pieces == "slow_load" else FakeLoad(FakeDecoder(globals()[pieces]))
+    cli._load = fake
+    return cli.main(args)
+
+
+def normal() -> Iterator[tuple[str, str]]:
+    yield from PIECES
+
+
+def fake_command(pieces: str, *args: str) -> list[str]:
+    code = "import sys, test_cli; sys.exit(test_cli.run_fake(sys.argv[1], sys.argv[2:]))"
+    return [sys.executable, "-c", code, pieces, *args]
+
+
+def real_command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "ouroboros.cli", *args]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = [str(Path(__file__).parent), str(Path(ouroboros.__file__).parent.parent)]
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    # one thread, because torch's threads wait for each other actively, and tests run side by side
+    return {**kept, "PYTHONPATH": os.pathsep.join(path), "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **more}
+
+
+def run(command: list[str], **more: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, input=b"", capture_output=True, env=environment(**more), timeout=100, check=False)
+
+
+def one_error(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run with bad input: exit status 2, nothing on standard output, one line on standard error; the line."""
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(ERROR)
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err.removeprefix(ERROR).strip()
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def test_version_is_quick_and_imports_no_model_library() -> None:
+    code = (
+        "import sys, ouroboros.cli as c; status = c.main(['--version']);"
+        "sys.exit(status or ('torch' in sys.modules) or ('transformers' in sys.modules))"
+    )
+    done = run([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"ouroboros {__version__}\n".encode(), b"")
+
+
+def test_help_names_every_option_of_the_public_face(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [option for option in GENERATE_OPTIONS if option not in text] == []
+    assert cli.main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+def test_defaults_are_those_of_the_dataclasses(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "hello"]) == 0
+    assert load.decoder.requests == [("hello", SamplingParams())]
+    assert load.calls == [
+        {
+            "target": None,
+            "draft": None,
+            "method": "ouroboros",
+            "options": OuroborosOptions(),
+            "dtype": "auto",
+            "device": "auto",
+            "threads": None,
+            "pool": None,
+            "pool_read_only": False,
+        }
+    ]
+    assert load.decoder.closed == 1
+    assert capsys.readouterr() == ("def f():\n\tpass é🙂", "")
+
+
+def test_every_option_arrives_converted(load: FakeLoad) -> None:
+    args = (
+        "generate hello --target T --draft D --method prompt_lookup --max-new-tokens 5 --temperature 0.5 --top-k 3 "
+        "--top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 11 --stop a --stop b --ignore-eos --draft-tokens 4 "
+        "--set max_ngram=5 --set min_ngram=2 --dtype bfloat16 --device cpu --threads 2 --pool P --pool-read-only"
+    )
+    assert cli.main(args.split()) == 0
+    expected = SamplingParams(
+        max_new_tokens=5,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        seed=11,
+        stop=("a", "b"),
+        ignore_eos=True,
+    )
+    assert load.decoder.requests == [("hello", expected)]
+    assert load.calls == [
+        {
+            "target": "T",
+            "draft": "D",
+            "method": "prompt_lookup",
+            "options": PromptLookupOptions(draft_tokens=4, max_ngram=5, min_ngram=2),
+            "dtype": "bfloat16",
+            "device": "cpu",
+            "threads": 2,
+            "pool": "P",
+            "pool_read_only": True,
+        }
+    ]
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("off", False), ("0", False), ("True", True)])
+def test_set_converts_switches_and_numbers(load: FakeLoad, text: str, value: bool) -> None:
+    assert cli.main(["generate", "x", "--set", f"harvest={text}", "--set", "min_chance=0.25", "--set", "window=3"]) == 0
+    assert load.calls[0]["options"] == OuroborosOptions(harvest=value, min_chance=0.25, window=3)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["generate", "demo"]),
+        (["nonsense"], ["'nonsense'", "generate", "demo"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["generate"], ["PROMPT", "--prompt-file", "-"]),
+        (["generate", "a", "b"], ["b"]),
+        (["generate", "a", "--prompt-file", "f"], ["'a'", "'f'"]),
+        (["generate", "-", "--prompt-file", "f"], ["'-'", "'f'"]),
+        (["generate", "--prompt-file", "/nowhere/at all"], ["'/nowhere/at all'", "No such file"]),
+        (["generate", "--prompt-file", "/"], ["'/'", "directory"]),
+        (["generate", "a", "--nonsense"], ["--nonsense"]),
+        (["generate", "a", "--top-k"], ["--top-k"]),
+        (["generate", "a", "--top-k", "many"], ["--top-k", "'many'", "integer"]),
+        (["generate", "a", "--top-k", "-1"], ["top_k", "-1", "at least 0"]),
+        (["generate", "a", "--top-p", "0"], ["top_p", "above 0"]),
+        (["generate", "a", "--min-p", "1.5"], ["min_p", "1.5", "from 0 to 1"]),
+        (["generate", "a", "--temperature", "nan"], ["temperature", "nan", "at least 0"]),
+        (["generate", "a", "--temperature", "hot"], ["--temperature", "'hot'"]),
+        (["generate", "a", "--max-new-tokens", "0"], ["max_new_tokens", "0", "at least 1"]),
+        (["generate", "a", "--repetition-penalty", "0"], ["repetition_penalty", "above 0"]),
+        (["generate", "a", "--seed", "-1"], ["seed", "-1"]),
+        (["generate", "a", "--stop", ""], ["stop", "''", "at least one character"]),
+        (["generate", "a", "--method", "magic"], ["'magic'", *METHODS]),
+        (["generate", "a", "--set", "window"], ["--set", "NAME=VALUE", "'window'"]),
+        (["generate", "a", "--set", "=3"], ["--set", "NAME=VALUE", "'=3'"]),
+        (["generate", "a", "--set", "speed=3"], ["'speed'", "window"]),
+        (["generate", "a", "--set", "window=wide"], ["window", "'wide'", "whole number"]),
+        (["generate", "a", "--set", "window=999"], ["window", "999", "64"]),
+        (["generate", "a", "--set", "harvest=maybe"], ["harvest", "'maybe'", "true or false"]),
+        (["generate", "a", "--set", "window=1", "--set", "window=2"], ["'window'", "once"]),
+        (["generate", "a", "--draft-tokens", "2", "--set", "draft_tokens=3"], ["'draft_tokens'", "once"]),
+        (["generate", "a", "--draft-tokens", "0"], ["draft_tokens", "0", "1 to 128"]),
+        (
+            ["generate", "a", "--draft-tokens", "3", "--method", "lookahead"],
+            ["'draft_tokens'", "'lookahead'", "window"],
+        ),
+        (["generate", "a", "--draft-tokens", "3", "--method", "autoregressive"], ["'draft_tokens'", "none"]),
+        (["generate", "a", "--threads", "0"], ["--threads", "0", "1 to"]),
+        (["generate", "a", "--threads", "1000000"], ["--threads", "1000000", "1 to"]),
+        (["generate", "a", "--pool-read-only"], ["--pool-read-only", "--pool FILE"]),
+        (["generate", "a", "--set", "x\x1b[31m\n=1"], ["\\x1b[31m"]),
+        (["demo", "--temperature", "-1"], ["temperature", "-1.0"]),
+        (["demo", "extra"], ["extra"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    load: FakeLoad, capsys: pytest.CaptureFixture[str], args: list[str], words: list[str]
+) -> None:
+    line = one_error(capsys, *args)
+    assert [word for word in words if word not in line] == []
+    assert "\x1b" not in line
+    assert load.calls == [], "bad input must be found before a model is loaded"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (LoadError("target must be\na directory, not 'x'"), "target must be a directory, not 'x'"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory:\n you tried"), "not enough memory"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled"),
+        (RuntimeError("Found no NVIDIA driver on your system."), "Found no NVIDIA driver"),
+        (PermissionError(13, "Permission denied", "pool.bin"), "Permission denied: 'pool.bin'"),
+    ],
+)
+def test_failures_of_loading_are_one_line(
+    load: FakeLoad, capsys: pytest.CaptureFixture[str], error: BaseException, words: str
+) -> None:
+    load.error = error
+    assert words in one_error(capsys, "generate", "hello")
+
+
+def test_a_defect_shows_its_traceback(load: FakeLoad) -> None:
+    load.error = ZeroDivisionError("a defect")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate", "hello"])
+
+
+# ---------------------------------------------------------------------------------------------------------- prompt
+
+
+@pytest.mark.parametrize("data", [b"a\r\nb\rc\n\n", "\ufeffé🙂\u2028".encode(), b"", b" \t\x00\x1b\n"])
+def test_a_prompt_comes_byte_for_byte(
+    load: FakeLoad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    (tmp_path / "prompt").write_bytes(data)
+    assert cli.main(["generate", "--prompt-file", str(tmp_path / "prompt")]) == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert cli.main(["generate", "-"]) == 0
+    assert [prompt.encode() for prompt, _ in load.decoder.requests] == [data, data]
+
+
+def test_a_prompt_file_that_is_not_utf8_is_one_line(
+    load: FakeLoad, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompt").write_bytes(b"ab\xffc")
+    line = one_error(capsys, "generate", "--prompt-file", str(tmp_path / "prompt"))
+    assert "byte 2 (0xff)" in line
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe2\x82")))
+    assert "standard input must be UTF-8" in one_error(capsys, "generate", "-")
+
+
+def test_a_prompt_that_looks_like_an_option_comes_behind_two_dashes(load: FakeLoad) -> None:
+    assert cli.main(["generate", "--", "--json"]) == 0
+    assert load.decoder.requests[0][0] == "--json"
+
+
+# ---------------------------------------------------------------------------------------------------------- output
+
+
+def test_json_is_one_object(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "hello", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.endswith("}\n")
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    assert list(found) == ["text", "token_ids", "prompt_token_ids", "finish_reason", "stats"]
+    assert found["text"] == "def f():\n\tpass é🙂"
+    assert found["token_ids"] == [0, 1, 2, 3]
+    assert found["prompt_token_ids"] == [1, 2, 3]
+    assert found["stats"] == stats_of(4).to_dict()
+
+
+def test_json_holds_no_control_character(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
+    load.decoder.pieces = hostile
+    assert cli.main(["generate", "hello", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+    assert json.loads(out)["text"] == "".join(text for text, _ in hostile())
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "latin-1"}, {"FORCE_COLOR": "1"}]
+)
+def test_a_pipe_gets_the_text_and_nothing_else(more: dict[str, str]) -> None:
+    done = run(fake_command("normal", "generate", "hello"), **more)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "def f():\n\tpass é🙂".encode(), b"")
+    done = run(fake_command("hostile", "generate", "hello"), **more)
+    assert done.stdout.decode() == "".join(text for text, _ in hostile()), "a pipe gets the text as it is"
+
+
+def in_terminal(command: list[str], stderr_too: bool = True, **more: str) -> tuple[int, str, str]:
+    """Run with standard output (and error) in a pseudo-terminal; status, what the terminal got, what a pipe got."""
+    ours, theirs = pty.openpty()
+    error: Any = theirs if stderr_too else subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=error, env=environment(**more)
+    ) as child:
+        os.close(theirs)
+        got = b""
+        with contextlib.suppress(OSError):  # the terminal's way to say that nobody writes any more
+            while select.select([ours], [], [], 60)[0]:
+                data = os.read(ours, 4096)
+                if not data:
+                    break
+                got += data
+        piped = b"" if child.stderr is None else child.stderr.read()
+        status = child.wait(60)
+    os.close(ours)
+    return status, got.decode().replace("\r\n", "\n"), piped.decode()
+
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+def test_a_terminal_gets_colours_by_source_a_legend_and_figures() -> None:
+    status, got, _ = in_terminal(fake_command("normal", "generate", "hello"))
+    assert status == 0
+    for number, text in [(32, "def "), (166, "f"), (133, "():"), (32, "\tpass é🙂")]:
+        assert f"\x1b[38;5;{number}m{text}" in got
+    plain = ANSI.sub("", got)
+    legend, rest = plain.split("def f():\n\tpass é🙂\n")
+    assert all(source in legend for source in ("draft", "phrase", "bonus"))
+    assert "4 new tokens, 2.00 tokens per target forward, 0.75 draft forwards per token" in rest
+    assert "100% of 4 drafted tokens accepted, 8.0 tokens/s" in rest
+
+
+@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_without_colours_gets_plain_text(more: dict[str, str]) -> None:
+    status, got, err = in_terminal(fake_command("normal", "generate", "hello"), stderr_too=False, **more)
+    assert (status, got) == (0, "def f():\n\tpass é🙂\n")
+    assert err.startswith("4 new tokens")
+    assert err.count("\n") == 1
+
+
+def test_a_terminal_never_obeys_the_model() -> None:
+    status, got, _ = in_terminal(fake_command("hostile", "generate", "hello"), stderr_too=False)
+    assert status == 0
+    assert ANSI.sub("", got) == "a\\x1b[31mred\\x9b2J\\x07\n[bold]b[/bold] :smile:\t\\x7f\\x00\\x08\n"
+    assert set(re.findall(r"\x1b\[[0-9;]*m", got)) <= {"\x1b[0m", "\x1b[38;5;32m", "\x1b[38;5;133m"}
+    status, got, _ = in_terminal(fake_command("hostile", "generate", "hello", "--json"), stderr_too=False)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", got)
+
+
+def test_showable_keeps_newline_and_tab_alone() -> None:
+    every = "".join(map(chr, range(0xA1)))
+    shown = _render.showable(every)
+    assert [char for char in shown if ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0] == ["\t", "\n"]
+    assert "\\x1b" in shown
+    assert "\\x9b" in shown
+    assert _render.showable("é🙂\u200d日") == "é🙂\u200d日"
+
+
+@pytest.mark.parametrize("number", [32, 166, 133])
+def test_the_colours_can_be_read_on_black_and_on_white(number: int) -> None:
+    level = [0, 95, 135, 175, 215, 255]
+    n = number - 16
+    channels = [level[n // 36] / 255, level[n // 6 % 6] / 255, level[n % 6] / 255]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    assert (luminance + 0.05) / 0.05 > 3.7
+    assert 1.05 / (luminance + 0.05) > 3.7
+
+
+# ----------------------------------------------------------------------------------------- closed pipes and Ctrl-C
+
+
+@pytest.mark.parametrize("pieces", ["normal", "endless"])
+def test_an_output_that_closes_early_is_one_line(pieces: str) -> None:
+    with subprocess.Popen(
+        fake_command(pieces, "generate", "hello"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        if pieces == "endless":
+            child.stdout.read(1)
+        child.stdout.close()
+        err = child.stderr.read().decode()
+        assert child.wait(60) == 2
+    assert err == f"{ERROR}the output was closed before its end\n"
+
+
+@pytest.mark.parametrize("args", [["generate", "hello"], ["generate", "hello", "--json"], ["--help"], ["demo"]])
+def test_an_output_that_is_closed_or_full_is_one_line(args: list[str]) -> None:
+    command = fake_command("normal", *args)
+    for redirection, words in [("> /dev/full", "No space left on device"), (">&-", "standard output is closed")]:
+        if args == ["--help"] and redirection == ">&-":
+            continue  # click prints nothing where nothing can be printed
+        done = run(["sh", "-c", f'"$@" {redirection}', "sh", *command])
+        assert done.returncode == 2
+        assert done.stderr.decode() == f"{ERROR}{words}\n"
+
+
+def test_a_closed_standard_error_does_no_harm() -> None:
+    done = run(["sh", "-c", '"$@" 2>&-', "sh", *fake_command("normal", "generate", "hello")])
+    assert (done.returncode, done.stdout.decode()) == (0, "def f():\n\tpass é🙂")
+    done = run(["sh", "-c", '"$@" 2>&-', "sh", *fake_command("normal", "generate")])
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def interrupted(*command: str, wait_for: str) -> tuple[int, str, str]:
+    """SIGINT once ``wait_for`` ("out" or "err") has its first byte; status, all of standard output and error."""
+    with subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,  # or the first read takes more than its byte out of communicate's sight
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # else ignored in a background job
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        first = (child.stdout if wait_for == "out" else child.stderr).read(1).decode()
+        child.send_signal(signal.SIGINT)
+        out, err = (data.decode() for data in child.communicate(timeout=60))
+        return child.returncode, first + out if wait_for == "out" else out, first + err if wait_for == "err" else err
+
+
+def test_an_interrupt_keeps_what_was_written() -> None:
+    status, out, err = interrupted(*fake_command("endless", "generate", "hello"), wait_for="out")
+    assert (status, err) == (130, "")
+    assert out == "word " * (len(out) // 5)
+
+
+def test_an_interrupt_while_loading_ends_quietly() -> None:
+    status, out, err = interrupted(*fake_command("slow_load", "generate", "hello"), wait_for="err")
+    assert (status, out, err) == (130, "", "loading\n")
+
+
+def test_an_interrupt_with_json_leaves_one_object_of_what_there_is(
+    load: FakeLoad, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pieces() -> Iterator[tuple[str, str]]:
+        yield "a", "draft"
+        yield "b", "bonus"
+        raise KeyboardInterrupt
+
+    load.decoder.pieces = pieces
+    assert cli.main(["generate", "hello", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["text"] == "ab"
+    assert load.decoder.closed == 1
+
+
+def test_an_interrupt_before_the_first_token_writes_no_text(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
+    def pieces() -> Iterator[tuple[str, str]]:
+        raise KeyboardInterrupt
+        yield
+
+    load.decoder.pieces = pieces
+    assert cli.main(["generate", "hello"]) == 130
+    assert capsys.readouterr() == ("", "")
+    assert cli.main(["generate", "hello", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["token_ids"] == []
+    assert load.decoder.closed == 2
+
+
+def test_an_interrupt_that_a_library_swallows_still_ends_the_run(load: FakeLoad) -> None:
+    def pieces() -> Iterator[tuple[str, str]]:
+        for n in range(10):
+            if n == 2:
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+            yield str(n), "draft"
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        load.decoder.pieces = pieces
+        assert cli.main(["generate", "hello"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+# ------------------------------------------------------------------------------------------------------------ demo
+
+
+def test_demo_prompts_are_three() -> None:
+    prompts = demo.demo_prompts()
+    assert len(prompts) == 3
+    assert all(prompt.task_id.startswith("HumanEval/") and "def " in prompt.text for prompt in prompts)
+
+
+def test_compare_asks_every_method_the_same_and_finds_other_texts() -> None:
+    decoders: dict[str, FakeDecoder] = {}
+
+    def load(method: str) -> Any:
+        pieces = (lambda: iter(PIECES[:2])) if method == "lookahead" else (lambda: iter(PIECES))
+        return decoders.setdefault(method, FakeDecoder(pieces))
+
+    params = SamplingParams(temperature=0.8, seed=1)
+    told: list[str] = []
+    prompts = demo.demo_prompts()
+    rows = demo.compare(load, prompts, params, told.append)
+    assert [row.method for row in rows] == list(METHODS)
+    assert {row.method for row in rows if not row.same_text} == {"lookahead"}
+    assert rows[0].stats.new_tokens == 12
+    for decoder in decoders.values():
+        assert decoder.closed == 1
+        assert decoder.requests[1:] == [(prompt.text, params) for prompt in prompts]
+    assert told[1] == "autoregressive, prompt 1 of 3"
+
+
+def test_total_sums_what_was_counted_and_keeps_the_rest() -> None:
+    one, two = stats_of(3), dataclasses.replace(stats_of(5), seed=9)
+    both = demo.total([one, two])
+    assert (both.new_tokens, both.target_forwards, both.draft_forwards, both.decode_seconds) == (8, 4, 6, 1.0)
+    assert both.accepted_by_source == {"draft": 8}
+    assert both.accepted_by_depth == (2, 2, 2, 1, 1)
+    assert (both.method, both.seed) == (one.method, one.seed)
+    assert both.tokens_per_target_forward == 2.0
+
+
+def test_demo_shows_texts_figures_and_the_table(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("def f():\n\tpass é🙂") == 3
+    for prompt in demo.demo_prompts():
+        assert f"{prompt.task_id}\n{prompt.text}def f():" in out
+    words = " ".join(out.split())
+    assert all(method in words for method in METHODS)
+    assert "greedy" in words
+    assert "tiny" in words
+    assert {call["method"] for call in load.calls} == set(METHODS)
+    assert all(call["pool"] is False and call["dtype"] == "float32" for call in load.calls)
+    assert {params for _, params in load.decoder.requests} >= {SamplingParams(max_new_tokens=8, seed=1)}
+
+
+# ---------------------------------------------------------------------------------------------- the real thing
+
+
+def test_the_embedded_pair_streams_the_text_that_json_reports(tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_bytes(b"def add(a, b):\r\n")
+    args = ["generate", "--prompt-file", str(tmp_path / "prompt"), "--max-new-tokens", "24", "--threads", "1"]
+    text = run(real_command(*args))
+    assert (text.returncode, text.stderr) == (0, b"")
+    done = run(real_command(*args, "--json"))
+    found = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert found["text"].encode() == text.stdout
+    assert len(found["token_ids"]) == found["stats"]["new_tokens"] <= 24
+    plain = run(real_command(*args, "--json", "--method", "autoregressive"))
+    assert json.loads(plain.stdout)["token_ids"] == found["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--target", "/nowhere/at-all", "--method", "lookahead"], "/nowhere/at-all"),
+        (["--device", "abacus"], "abacus"),
+        (["--dtype", "int3"], "int3"),
+        (["--draft", ".", "--method", "prompt_lookup"], "prompt_lookup"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_the_real_loader_fails_in_one_line(args: list[str], words: str) -> None:
+    done = run(real_command("generate", "hello", *args))
+    err = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert err.startswith(ERROR)
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_the_real_thing_ends_well_when_interrupted(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    args = ["generate", "def f(", "--max-new-tokens", "1900", "--ignore-eos", "--pool", str(pool)]
+    status, out, err = interrupted(*real_command(*args), wait_for="out")
+    assert (status, err) == (130, "")
+    assert out
+    assert pool.exists()
+
+
+def test_the_real_thing_ends_well_when_its_output_closes() -> None:
+    command = real_command("generate", "def f(", "--max-new-tokens", "1900", "--ignore-eos")
+    done = run(["bash", "-c", '"$@" | head -c 1; exit ${PIPESTATUS[0]}', "bash", *command])
+    assert done.returncode == 2
+    assert done.stderr.decode() == f"{ERROR}the output was closed before its end\n"
+    assert len(done.stdout) == 1
+
+
+@pytest.mark.slow
+def test_the_real_demo_finds_the_same_text_for_every_method() -> None:
+    done = run(real_command("demo", "--max-new-tokens", "24"), COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [line for line in done.stdout.decode().splitlines() if any(f" {method} " in line for method in METHODS)]
+    assert len(rows) == len(METHODS)
+    assert all(" yes " in row for row in rows)

@@ -1,0 +1,300 @@
+"""Every method writes what the naive generator writes, token for token, and is made to work for it.
+
+Each test also counts what happened: an oracle test in which nothing was rejected, no branch was accepted or no window
+n-gram was of use would prove nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence, Set
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ouroboros.config import METHODS, LookaheadOptions, MethodOptions, OuroborosOptions, SamplingParams
+from ouroboros.config import PromptLookupOptions as Lookup
+from ouroboros.config import SpeculativeOptions as Speculative
+from ouroboros.decoder import decode
+from ouroboros.drafting.base import Drafter
+from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
+from ouroboros.phrases.pool import PhrasePool
+from ouroboros.sampling import Sampler
+from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.text import Tokenizer
+from ouroboros.tree import Origin, TokenTree
+from ouroboros.verify import Verdict
+from tests.pairs import EMBEDDED, Pair
+from tests.reference import generate
+
+WARPS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "greedy penalised": {"repetition_penalty": 1.3},
+    "temperature": {"temperature": 1.0},
+    "top-k top-p": {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+    "min-p penalised": {"temperature": 1.2, "min_p": 0.05, "repetition_penalty": 1.2},
+}
+
+
+def run(
+    pair: Pair,
+    draft: str | None,
+    options: MethodOptions,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    seed: int,
+    eos: Set[int] = frozenset(),
+    pool: PhrasePool | None = None,
+) -> tuple[tuple[int, ...], Stats]:
+    sampler = Sampler(params, seed, pair.target.info.vocab_size)
+
+    def start() -> Drafter:
+        model = None if draft is None else pair.drafts[draft]
+        phrases = PhrasePool() if pool is None else pool
+        return build_drafter(options, model, sampler, phrases, prompt, eos, pair.target.info.max_positions)
+
+    return drain(pair, start, sampler, prompt, params, eos)
+
+
+def drain(
+    pair: Pair, start: Any, sampler: Sampler, prompt: Sequence[int], params: SamplingParams, eos: Set[int]
+) -> tuple[tuple[int, ...], Stats]:
+    recorder = StatsRecorder("test", "native", "", "", sampler.seed, len(prompt))
+    tokens: list[int] = []
+    for step in decode(pair.target, start, sampler, prompt, params.max_new_tokens, eos, recorder):
+        tokens += step.tokens
+        for depth, origin in enumerate(step.origins, start=1):
+            recorder.emit(origin.label, origin.value, depth)
+    return tuple(tokens), recorder.freeze()
+
+
+OPTIONS: dict[str, list[MethodOptions]] = {
+    "autoregressive": [METHODS["autoregressive"]()],
+    "speculative": [Speculative(), Speculative(draft_tokens=1)],
+    "prompt_lookup": [Lookup(), Lookup(draft_tokens=3, max_ngram=1)],
+    "lookahead": [LookaheadOptions(), LookaheadOptions(window=4, ngram=3, branches=2, prompt_ngrams=False)],
+    "ouroboros": [
+        OuroborosOptions(),
+        OuroborosOptions(draft_tokens=7, min_chance=0.0, siblings=0, side_branches=0, window=12, ngram=3),
+    ],
+}
+
+
+# --- the embedded pair in fp32 ---------------------------------------------------------------------------------------
+
+
+@cache
+def code_prompts() -> list[list[int]]:
+    tokenizer = Tokenizer.from_directory(EMBEDDED / "target")
+    assert tokenizer is not None
+    lines = (EMBEDDED.parent / "data" / "humaneval_demo.jsonl").read_text().splitlines()
+    return [tokenizer.encode(json.loads(line)["prompt"])[-80:] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def expected(embedded: Pair) -> Any:
+    """The oracle's texts, made once for all methods."""
+
+    @cache
+    def text(warp: str, prompt: int) -> tuple[int, ...]:
+        params = SamplingParams(max_new_tokens=32, ignore_eos=True, **WARPS[warp])
+        return generate(embedded.oracle, code_prompts()[prompt], params, seed=prompt)
+
+    return text
+
+
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_embedded_pair(embedded: Pair, expected: Any, method: str, warp: str) -> None:
+    drafts = ["self", "trained", "unrelated"] if method in NEEDS_DRAFT else [None]
+    for draft in drafts:
+        totals: Counter[str] = Counter()
+        for options in OPTIONS[method]:
+            for number, prompt in enumerate(code_prompts()):
+                params = SamplingParams(max_new_tokens=32, ignore_eos=True, **WARPS[warp])
+                tokens, stats = run(embedded, draft, options, prompt, params, seed=number)
+                assert tokens == expected(warp, number)
+                totals += _counts(stats)
+        _assert_exercised(totals, method, draft)
+
+
+def _counts(stats: Stats) -> Counter[str]:
+    counts = Counter({f"accepted {name}": n for name, n in stats.accepted_by_origin.items()})
+    counts["rejected"] = stats.draft_tokens - stats.accepted_tokens
+    counts["accepted phrase"] = stats.accepted_by_source.get("phrase", 0)
+    counts["accepted draft"] = stats.accepted_by_source.get("draft", 0)
+    return counts
+
+
+def _assert_exercised(totals: Counter[str], method: str, draft: str | None) -> None:
+    if method == "autoregressive":
+        assert not totals.total()
+        return
+    if method == "speculative" and draft == "self":
+        assert not totals["rejected"]  # a model always agrees with itself
+        assert totals["accepted draft"]
+        return
+    assert totals["rejected"], totals
+    if method == "speculative":
+        assert totals["accepted draft"] or draft == "unrelated", totals
+    else:
+        assert totals["accepted phrase"], totals
+    if method in ("lookahead", "ouroboros") and draft != "unrelated":
+        assert totals["accepted window"], totals
+
+
+# --- properties in fp64 ----------------------------------------------------------------------------------------------
+
+warps = st.one_of(
+    st.just(SamplingParams()),
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 0.4, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 0, 1, 3, 1000]),
+        top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+        min_p=st.sampled_from([0.0, 0.02, 0.5]),
+        repetition_penalty=st.sampled_from([1.0, 1.0, 0.8, 1.5]),
+    ),
+)
+methods = st.one_of(
+    st.builds(Speculative, draft_tokens=st.integers(1, 12)),
+    st.builds(Lookup, draft_tokens=st.integers(1, 12), max_ngram=st.integers(1, 4)),
+    st.builds(
+        LookaheadOptions,
+        window=st.integers(1, 8),
+        ngram=st.integers(2, 5),
+        branches=st.integers(0, 6),
+        prompt_ngrams=st.booleans(),
+    ),
+    st.builds(
+        OuroborosOptions,
+        draft_tokens=st.integers(1, 8),
+        min_chance=st.sampled_from([0.0, 0.1, 0.9]),
+        side_branches=st.integers(0, 4),
+        siblings=st.integers(0, 4),
+        tree_tokens=st.integers(1, 40),
+        window=st.integers(0, 6),
+        ngram=st.integers(2, 5),
+        candidates=st.integers(0, 4),
+        branches=st.integers(0, 4),
+        branch_tokens=st.integers(1, 8),
+        phrase_drafting=st.booleans(),
+        lengthening=st.booleans(),
+        harvest=st.booleans(),
+        reuse=st.booleans(),
+    ),
+)
+
+
+def random_pool(rng: random.Random, vocab: int) -> PhrasePool:
+    pool = PhrasePool(max_keys=rng.choice([3, 50, 1000]), phrases_per_key=rng.randint(1, 4))
+    for _ in range(rng.choice([0, 100])):
+        context, phrase = rng.choices(range(vocab), k=3), rng.choices(range(vocab), k=rng.randint(1, 5))
+        pool.insert(context, phrase, rng.choice([Origin.VERIFIED, Origin.CORRECTED, Origin.PROMPT, Origin.WINDOW]))
+    return pool
+
+
+def test_any_method_any_parameters(tiny: Pair) -> None:
+    totals: Counter[str] = Counter()
+
+    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        options=methods,
+        warp=warps,
+        draft=st.sampled_from(["self", "similar", "unrelated"]),
+        length=st.one_of(st.integers(1, 12), st.integers(1, 300)),
+        new=st.one_of(st.just(1), st.integers(2, 30)),
+        eos=st.sets(st.integers(0, 39), max_size=2),
+        seed=st.integers(0, 2**63 - 1),
+    )
+    def check(
+        options: MethodOptions, warp: SamplingParams, draft: str, length: int, new: int, eos: set[int], seed: int
+    ) -> None:
+        rng = random.Random(seed)
+        # A few different tokens alone: n-grams repeat, so that phrases and look-ups have something to find.
+        prompt = rng.choices(rng.sample(range(40), 4), k=length)
+        params = SamplingParams(**{**_fields(warp), "max_new_tokens": new})
+        pool = random_pool(rng, 40)
+        tokens, stats = run(tiny, draft, options, prompt, params, seed, frozenset(eos), pool)
+        assert tokens == generate(tiny.oracle, prompt, params, seed, frozenset(eos))
+        assert stats.new_tokens == len(tokens) <= new
+        totals.update(_counts(stats))
+        totals["eos"] += tokens[-1] in eos
+
+    check()
+    for kind in ("rejected", "accepted draft", "accepted phrase", "accepted window", "accepted corrected", "eos"):
+        assert totals[kind], (kind, totals)
+
+
+def _fields(params: SamplingParams) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
+
+
+class RandomTrees:
+    """A drafter that hangs the true continuation, in part, among random branches."""
+
+    draft_forwards = 0
+
+    def __init__(self, rng: random.Random, truth: Sequence[int], prompt: Sequence[int]) -> None:
+        self.rng, self.text = rng, [*prompt, *truth]
+
+    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+        tree = TokenTree(sequence[-1])
+        ahead = self.text[len(sequence) : len(sequence) + self.rng.randint(0, 5)][:room]
+        spine = [0]
+        for _ in range(self.rng.randint(0, 20)):
+            if ahead and self.rng.random() < 0.4:
+                spine.append(tree.add(spine[-1], ahead.pop(0), Origin.DRAFT))
+            else:
+                node = self.rng.randrange(len(tree))
+                if tree.depths[node] < room:
+                    tree.add(node, self.rng.randrange(40), Origin.VERIFIED)
+        return tree
+
+    def observe(self, verdict: Verdict) -> None:
+        assert len(verdict.predictions) == len(verdict.tree)
+
+
+def test_any_tree(tiny: Pair) -> None:
+    totals: Counter[str] = Counter()
+
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(warp=warps, length=st.integers(1, 60), seed=st.integers(0, 2**63 - 1))
+    def check(warp: SamplingParams, length: int, seed: int) -> None:
+        rng = random.Random(seed)
+        prompt = rng.choices(range(40), k=length)
+        params = SamplingParams(**{**_fields(warp), "max_new_tokens": 24})
+        truth = generate(tiny.oracle, prompt, params, seed)
+        sampler = Sampler(params, seed, 40)
+        tokens, stats = drain(tiny, lambda: RandomTrees(rng, truth, prompt), sampler, prompt, params, frozenset())
+        assert tokens == truth
+        totals.update(_counts(stats))
+
+    check()
+    assert totals["rejected"] > 1000
+    assert totals["accepted draft"] > 300
+    assert totals["accepted phrase"] > 10  # random branches that happened to be right
+
+
+@pytest.mark.parametrize("place", ["draft", "branch"])
+def test_eos_inside_a_block(tiny: Pair, place: str) -> None:
+    """An accepted end-of-sequence token ends the output, whatever was drafted behind it."""
+    prompt, params = [3, 1, 4, 1, 5], SamplingParams(max_new_tokens=20)
+    plain = generate(tiny.oracle, prompt, params, 0)
+    eos = next(token for i, token in enumerate(plain) if i >= 2 and token not in plain[:i])
+    end = plain.index(eos) + 1
+    pool = PhrasePool()
+    pool.insert(prompt, plain, Origin.VERIFIED)
+    if place == "draft":
+        tokens, stats = run(tiny, "self", Speculative(draft_tokens=10), prompt, params, 0, {eos})
+        assert stats.accepted_by_source == {"draft": end}
+    else:
+        options = LookaheadOptions(branches=4, ngram=12, window=1)
+        tokens, stats = run(tiny, None, options, prompt, params, 0, {eos}, pool)
+        assert stats.accepted_by_source["phrase"] >= 2
+    assert tokens == plain[:end]

@@ -1,0 +1,164 @@
+"""Warping and keyed draws: against the oracle's lists, against transformers, and in distribution."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare, kstest
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ouroboros.config import SamplingParams
+from ouroboros.sampling import Sampler, gumbel_noise, keep_largest
+from ouroboros.tree import Origin, TokenTree
+from ouroboros.verify import verify
+from tests import reference
+
+PARAMS = [
+    SamplingParams(temperature=0.7),
+    SamplingParams(temperature=1.0, top_k=5),
+    SamplingParams(temperature=1.5, top_p=0.8),
+    SamplingParams(temperature=1.0, min_p=0.1),
+    SamplingParams(temperature=0.9, top_k=30, top_p=0.95, min_p=0.02, repetition_penalty=1.3),
+    SamplingParams(repetition_penalty=1.3),
+]
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.integers(0, 200_000))
+def test_noise_is_the_hash_of_its_key(seed: int, position: int, token: int) -> None:
+    ours = gumbel_noise(seed, torch.tensor([position]), torch.tensor([token])).item()
+    assert ours == pytest.approx(reference.noise(seed, position, token), rel=1e-12)
+
+
+def test_noise_is_gumbel_and_independent() -> None:
+    rows = gumbel_noise(5, torch.arange(200)[:, None], torch.arange(200)[None])
+    assert kstest(rows.flatten().numpy(), "gumbel_r").pvalue > 0.01
+    assert kstest(gumbel_noise(6, torch.arange(40_000), torch.tensor(3)).numpy(), "gumbel_r").pvalue > 0.01
+    for other in (
+        rows.roll(1, 0),
+        rows.roll(1, 1),
+        gumbel_noise(6, torch.arange(200)[:, None], torch.arange(200)[None]),
+    ):
+        together = torch.stack([rows.flatten(), other.flatten()])
+        assert abs(torch.corrcoef(together)[0, 1].item()) < 0.02
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_warping_is_transformers_own(params: SamplingParams) -> None:
+    torch.manual_seed(0)
+    logits_RV = torch.randn(20, 100) * 4
+    histories = [random.Random(row).choices(range(100), k=30) for row in range(20)]
+    config = GenerationConfig()
+    steps = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.temperature:
+        steps.append(TemperatureLogitsWarper(params.temperature))
+        steps += [TopKLogitsWarper(params.top_k)] if params.top_k else []
+        steps += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
+        steps += [MinPLogitsWarper(params.min_p)] if params.min_p else []
+    assert config is not None
+    theirs = steps(torch.tensor(histories), logits_RV.clone())
+    ours = Sampler(params, 0, 100)._warp(logits_RV, histories)
+    torch.testing.assert_close(ours, theirs)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(PARAMS), st.booleans())
+def test_draws_are_the_oracles(seed: int, params: SamplingParams, ties: bool) -> None:
+    torch.manual_seed(seed)
+    logits_RV = torch.randn(4, 50, dtype=torch.float64) * 3
+    if ties:  # as bf16 makes them
+        logits_RV = logits_RV.round()
+    histories = [random.Random(seed + row).choices(range(50), k=10 + row) for row in range(4)]
+    drawn = Sampler(params, seed, 50).draw(logits_RV, [len(history) for history in histories], histories)
+    rows = zip(logits_RV.tolist(), histories, strict=True)
+    assert drawn == [reference.draw(row, params, seed, history) for row, history in rows]
+
+
+def test_ties_go_to_the_lowest_id() -> None:
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])
+    assert keep_largest(scores, 2).tolist() == [[False, True, True, False, False]]
+    assert keep_largest(scores, torch.tensor([[4]])).tolist() == [[False, True, True, True, True]]
+    assert Sampler(SamplingParams(), 0, 5).argmax(scores) == [1]
+    assert Sampler(SamplingParams(temperature=1, top_k=1), 9, 5).draw(scores, [4], [()]) == [1]
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3])
+def test_top_p_keeps_at_least_one(top_p: float) -> None:
+    warped = Sampler(SamplingParams(temperature=1, top_p=top_p), 0, 4)._warp(torch.tensor([[0.0, 4.0, 1.0, 2.0]]), [()])
+    assert torch.isfinite(warped).tolist() == [[False, True, False, False]]
+
+
+def test_padding_columns_are_no_tokens() -> None:
+    logits = torch.zeros(1, 8)
+    logits[0, 7] = 100
+    sampler = Sampler(SamplingParams(temperature=1), 0, 6)
+    assert sampler.argmax(logits)[0] < 6
+    assert sampler.draw(logits, [3], [()])[0] < 6
+    shorter = Sampler(SamplingParams(temperature=1), 0, 20)  # a draft matrix of fewer rows than the target's
+    assert shorter.draw(logits, [3], [()])[0] < 8
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.8, top_p=0.9),
+        SamplingParams(temperature=1, top_k=3),
+    ],
+)
+def test_tree_verification_samples_the_right_distribution(params: SamplingParams) -> None:
+    """Two tokens by tree verification, over many seeds, against the exact probabilities (chi-square)."""
+    vocab, seeds = 6, 6000
+    torch.manual_seed(1)
+    first_V = torch.randn(vocab, dtype=torch.float64)
+    second_VV = torch.randn(vocab, vocab, dtype=torch.float64)
+    tree = TokenTree(0)
+    for token in (1, 4, 5):
+        node = tree.add(0, token, Origin.DRAFT)
+        tree.add(node, 2, Origin.VERIFIED)
+    logits_NV = torch.stack([first_V if n == 0 else second_VV[tree.tokens[n]] for n in range(len(tree))])
+    counts = torch.zeros(vocab, vocab)
+    for seed in range(seeds):
+        verdict = verify(tree, logits_NV, Sampler(params, seed, vocab), [0, 0, 0])
+        tokens = list(verdict.tokens)
+        if len(tokens) < 2:  # no child bore the draw: the next step starts at this token
+            sampler = Sampler(params, seed, vocab)
+            tokens += verify(TokenTree(tokens[0]), second_VV[tokens[0]][None], sampler, [0, 0, 0, tokens[0]]).tokens
+        counts[tokens[0], tokens[1]] += 1
+
+    def exact(logits: torch.Tensor) -> torch.Tensor:
+        scores = torch.tensor(reference.warp(logits.tolist(), params, []), dtype=torch.float64)
+        return scores.softmax(-1)
+
+    probs = exact(first_V)[:, None] * torch.stack([exact(row) for row in second_VV])
+    possible = probs > 0
+    assert counts[~possible].sum() == 0
+    assert chisquare(counts[possible].numpy(), (probs * seeds)[possible].numpy()).pvalue > 0.01
+
+
+def test_shared_noise_couples_two_models() -> None:
+    """A draft that draws with the target's noise agrees more often than independent draws could."""
+    torch.manual_seed(2)
+    target = torch.randn(50, dtype=torch.float64) * 2
+    draft = target + 0.3 * torch.randn(50, dtype=torch.float64)
+    params = SamplingParams(temperature=1.0)
+    agreed = sum(
+        Sampler(params, seed, 50).draw(target[None], [3], [()])
+        == Sampler(params, seed, 50).draw(draft[None], [3], [()])
+        for seed in range(1000)
+    )
+    independent = float((target.softmax(-1) * draft.softmax(-1)).sum())
+    assert agreed / 1000 > 2 * independent
+    assert math.isclose(agreed / 1000, float(torch.minimum(target.softmax(-1), draft.softmax(-1)).sum()), abs_tol=0.15)
