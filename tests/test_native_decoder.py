@@ -44,7 +44,7 @@ LLAMA3: Mapping[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
     "factor": 8.0,
-    "low_freq_factor": 1.0,
+    "low_freq_factor": 2.0,
     "high_freq_factor": 8.0,
     "original_max_position_embeddings": 256,
 }
@@ -79,7 +79,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "yarn, attention factor": rope(YARN, attention_factor=0.7),
     "yarn, mscale": rope(YARN, mscale=1.3, mscale_all_dim=0.6),
     "yarn, betas": rope(YARN, beta_fast=16, beta_slow=2, truncate=False),
-    "yarn, factor 1": rope(YARN, factor=1.0, original_max_position_embeddings=2048),
+    "yarn, factor below 1": rope(YARN, factor=0.5),
 }
 # What older checkpoints hold in place of ``rope_parameters``, and another key that transformers honours.
 OLD_KEYS: Mapping[str, Mapping[str, Any]] = {

@@ -311,7 +311,7 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status, for ``sys.exit``."""
+    """Run the command line; the exit status, for ``sys.exit``. Without ``args`` an interrupt ends the process here."""
     interrupts = _Interrupts()
     with interrupts:
         try:
@@ -331,6 +331,10 @@ def main(args: Sequence[str] | None = None) -> int:
                 status = _fail(message)
     _drop_unwritable(sys.stdout)
     _drop_unwritable(sys.stderr)
+    if interrupts.seen and args is None:
+        # An interrupt that came inside exec(), as dataclasses use it, makes Python kill itself at its end, though it was
+        # handled; and a second Ctrl-C would find the interpreter half taken down.
+        os._exit(status)
     return status
 
 

@@ -183,7 +183,11 @@ def parse_config(raw: Mapping[str, object]) -> LlamaConfig:
             raise LoadError(f"config.json needs true or false as {name!r}, not {value!r}")
         return bool(value)
 
-    heads = size("num_attention_heads")
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    if raw.get("head_dim") is None and hidden % heads:
+        raise LoadError(
+            f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads}) without a head_dim"
+        )
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}  # transformers' order, where both are there
     if not isinstance(rope, Mapping):
         raise LoadError(f"rope scaling must be an object, not {rope!r}")
@@ -198,12 +202,12 @@ def parse_config(raw: Mapping[str, object]) -> LlamaConfig:
         raise LoadError(f"config.json needs a number from 0 to 1 as 'rms_norm_eps', not {eps!r}")
     return LlamaConfig(
         vocab_size=size("vocab_size"),
-        hidden_size=size("hidden_size"),
+        hidden_size=hidden,
         intermediate_size=size("intermediate_size"),
         num_hidden_layers=size("num_hidden_layers", most=10_000),
         num_attention_heads=heads,
         num_key_value_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", max(size("hidden_size") // heads, 1)),
+        head_dim=size("head_dim", hidden // heads),
         max_position_embeddings=size("max_position_embeddings", 2048),
         rms_norm_eps=float(eps),
         tie_word_embeddings=switch("tie_word_embeddings"),
@@ -217,12 +221,15 @@ class _Files:
     """The tensors of all safetensors files of a directory, read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        index = _read_json(path / "model.safetensors.index.json")
+        single = path / "model.safetensors"  # goes before an index, as in transformers
+        index = None if single.is_file() else _read_json(path / "model.safetensors.index.json")
         shards = index.get("weight_map") if index else None
         if index is not None and not isinstance(shards, dict):
             raise LoadError("model.safetensors.index.json has no weight_map")
         names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-        files = [path / name for name in names] or sorted(path.glob("*.safetensors"))
+        files = [path / name for name in names] or (
+            [single] if single.is_file() else sorted(path.glob("*.safetensors"))
+        )
         if not files:
             raise LoadError("it holds no *.safetensors file")
         self._readers: dict[str, safe_open] = {}

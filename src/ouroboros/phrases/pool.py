@@ -17,15 +17,16 @@ from ouroboros.tree import Origin, TokenTree
 __all__ = ["Found", "Phrase", "PhrasePool"]
 
 MAX_KEY = 3
-# Expected accepted tokens of a phrase never offered before, for a match of one, two and three tokens.
+# Expected accepted tokens of a phrase never offered before, for a match of one, two and three tokens: what the embedded
+# pair showed on HumanEval at temperature 1, rounded (docs/LOG.md).
 PRIORS = {
-    Origin.VERIFIED: (0.35, 0.8, 1.3),
-    Origin.CORRECTED: (0.3, 0.6, 1.0),
-    Origin.PROMPT: (0.3, 0.7, 1.1),
-    Origin.WINDOW: (0.15, 0.35, 0.6),
+    Origin.VERIFIED: (0.6, 1.1, 1.6),
+    Origin.PROMPT: (0.4, 0.7, 1.0),
+    Origin.CORRECTED: (0.25, 0.4, 0.7),
+    Origin.WINDOW: (0.2, 0.25, 0.3),
 }
 PRIOR_WEIGHT = 2.0  # offers that the prior counts for
-TRUST = {Origin.WINDOW: 0, Origin.PROMPT: 1, Origin.CORRECTED: 2, Origin.VERIFIED: 3}
+TRUST = {origin: rank for rank, origin in enumerate(reversed(PRIORS))}
 
 
 class Phrase:

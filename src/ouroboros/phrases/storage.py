@@ -67,6 +67,8 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
         PoolFileError: unreadable, no pool, damaged, of another version or of another vocabulary.
     """
     try:
+        with open(path, "rb"):
+            pass  # safetensors does not say why it cannot open a file
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
