@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
@@ -86,6 +87,11 @@ class Screen:
             return
         with self._err.status(Text(f"{text} …")) as spinner:
             yield lambda text: spinner.update(Text(f"{text} …"))
+
+    def restore_cursor(self) -> None:
+        """For a process that ends with a spinner on: wipe it and show the cursor, past all buffers and locks."""
+        if self.err_terminal and not self._err.is_dumb_terminal:
+            os.write(sys.stderr.fileno(), b"\r\x1b[2K\x1b[?25h")
 
     def legend(self) -> None:
         """The colours' meanings, where colours are shown and the line does not end in a file."""

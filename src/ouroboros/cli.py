@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,20 @@ __all__ = ["main"]
 _DEFAULTS = SamplingParams()
 _MOST_THREADS = 1024
 _DEMO_SEED = 1
+_INTERRUPTED = 130
 _JSON_ESCAPES = {n: f"\\u{n:04x}" for n in range(0x7F, 0xA0)}  # json leaves these in, and a terminal obeys some
 
 
 class _Interrupts:
-    """Ctrl-C raises KeyboardInterrupt and is remembered: libraries make errors of their own of it, or swallow it."""
+    """Ctrl-C raises KeyboardInterrupt and is remembered: libraries make errors of their own of it, or swallow it.
 
-    def __init__(self) -> None:
+    Where the process is this command line's own, an interrupt may also end it on the spot (``at_once``).
+    """
+
+    def __init__(self, owns_process: bool) -> None:
         self.seen = False
+        self._owns_process = owns_process
+        self._tidy: Callable[[], None] | None = None
         self._previous: Any = None
 
     def __enter__(self) -> _Interrupts:
@@ -54,13 +60,31 @@ class _Interrupts:
         if self._previous is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._previous)
 
+    @contextlib.contextmanager
+    def at_once(self, tidy: Callable[[], None]) -> Iterator[None]:
+        """While there is nothing to keep: torch's import aborts with a C++ trace when an exception comes into it."""
+        self._tidy = tidy if self._owns_process else None
+        try:
+            yield
+        finally:
+            self._tidy = None
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.seen = True
+        if self._tidy is not None:
+            self._tidy()
+            os._exit(_INTERRUPTED)
         raise KeyboardInterrupt
 
     def check(self) -> None:
         if self.seen:
             raise KeyboardInterrupt
+
+    def end_process(self) -> None:
+        """After an interrupt, end here: one inside ``exec``, which dataclasses use, makes Python kill itself at its end
+        although it was handled, and a second one would find the interpreter half taken down."""
+        if self.seen and self._owns_process:
+            os._exit(_INTERRUPTED)
 
 
 class _Commands(click.Group):
@@ -157,7 +181,8 @@ def generate(
     screen = Screen()
     # A download shows its own progress, which a spinner would spoil.
     local = all(name is None or Path(name).is_dir() for name in (target, draft))
-    with screen.status("loading") if local else contextlib.nullcontext():
+    status = screen.status("loading") if local else contextlib.nullcontext()
+    with interrupts.at_once(screen.restore_cursor), status:
         decoder = _load(target, draft, method, options, dtype, device, threads, pool, pool_read_only)
     with contextlib.closing(decoder):
         if not as_json:
@@ -188,7 +213,7 @@ def demo(interrupts: _Interrupts, max_new_tokens: int, temperature: float) -> No
         # One thread: models this small gain nothing from more, and lose much where another program wants the cores.
         return _load(None, None, method, options_from_strings(method, {}), "float32", "cpu", 1, False, False)
 
-    with screen.status("loading"):
+    with interrupts.at_once(screen.restore_cursor), screen.status("loading"):
         decoder = load("ouroboros")
     with contextlib.closing(decoder):
         screen.legend()
@@ -312,29 +337,26 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status, for ``sys.exit``. Without ``args`` an interrupt ends the process here."""
-    interrupts = _Interrupts()
+    interrupts = _Interrupts(owns_process=args is None)
     with interrupts:
         try:
             status = _run(sys.argv[1:] if args is None else args, interrupts)
             if sys.stdout is not None:
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            status = 130
+            status = _INTERRUPTED
         except Exception as error:
             # An interrupt in the middle of an import can come out as that library's own error.
             message = _message(error)
             if interrupts.seen:
-                status = 130
+                status = _INTERRUPTED
             elif message is None:
                 raise
             else:
                 status = _fail(message)
     _drop_unwritable(sys.stdout)
     _drop_unwritable(sys.stderr)
-    if interrupts.seen and args is None:
-        # An interrupt that came inside exec(), as dataclasses use it, makes Python kill itself at its end, though it was
-        # handled; and a second Ctrl-C would find the interpreter half taken down.
-        os._exit(status)
+    interrupts.end_process()
     return status
 
 

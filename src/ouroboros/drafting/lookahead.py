@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ouroboros.config import LookaheadOptions
 from ouroboros.phrases.harvest import TextHarvest
 from ouroboros.phrases.lookahead import LookaheadWindow
-from ouroboros.phrases.pool import Found, PhrasePool
+from ouroboros.phrases.pool import MAX_KEY, Found, PhrasePool
 from ouroboros.tree import TokenTree
 from ouroboros.verify import Verdict
 
@@ -29,13 +29,15 @@ class LookaheadDrafter:
         self._window = LookaheadWindow(options.window, options.ngram, prompt)
         self._harvest = TextHarvest(pool, len(prompt)) if options.prompt_ngrams else None
         self._bottom: list[int] = []
+        self._sequence: Sequence[int] = prompt
         self._context: list[int] = []
         self._found: Found | None = None
 
     def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
         if self._harvest is not None:
             self._harvest.learn(sequence)
-        self._context = list(sequence[-3:])
+        self._sequence = sequence
+        self._context = list(sequence[-MAX_KEY:])
         self._found = self._pool.lookup(self._context, self._options.branches, min(self._options.ngram - 1, room))
         tree = self._found.tree
         self._bottom = self._window.hang(tree, 0) if self._fits(sequence) else []
@@ -47,6 +49,8 @@ class LookaheadDrafter:
     def observe(self, verdict: Verdict) -> None:
         assert self._found is not None
         self._pool.credit(self._context, self._found, verdict.tokens)
+        if self._harvest is not None:
+            self._harvest.learn([*self._sequence, *verdict.tokens])
         if self._bottom:
             guesses = [verdict.predictions[node] for node in self._bottom]
             self._window.update(guesses, self._pool, advance=len(verdict.tokens))

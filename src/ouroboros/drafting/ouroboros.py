@@ -69,7 +69,7 @@ class OuroborosDrafter:
         self._sequence, self._offers = sequence, []
         self._harvest.learn(sequence)
         options = self._options
-        reach = options.draft_tokens + options.branch_tokens + options.window + options.ngram
+        reach = options.draft_tokens + max(options.branch_tokens, self._window.depth if self._window else 1)
         if room < 1 or not self._draft.fits(len(sequence) + reach):
             return TokenTree(sequence[-1])
         tree = self._draft.begin(sequence)
@@ -164,6 +164,7 @@ class OuroborosDrafter:
             depth = len(offer.path)
             if len(tokens) > depth and list(tokens[:depth]) == offer.path:
                 self._pool.credit(offer.context, offer.found, tokens[depth:])
+        self._harvest.learn([*self._sequence, *tokens])
         if self._options.harvest:
             for context, phrase in corrections(verdict.tree, verdict.path, verdict.predictions):
                 self._pool.insert([*self._sequence[1 - MAX_KEY :], *context][-MAX_KEY:], phrase, Origin.CORRECTED)

@@ -217,19 +217,24 @@ def parse_config(raw: Mapping[str, object]) -> LlamaConfig:
     )
 
 
+def _shards(path: Path) -> list[Path]:
+    """The files that the index names; none without an index."""
+    index = _read_json(path / "model.safetensors.index.json")
+    if index is None:
+        return []
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict):
+        raise LoadError("model.safetensors.index.json has no weight_map")
+    return [path / name for name in sorted({str(name) for name in shards.values()})]
+
+
 class _Files:
     """The tensors of all safetensors files of a directory, read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        single = path / "model.safetensors"  # goes before an index, as in transformers
-        index = None if single.is_file() else _read_json(path / "model.safetensors.index.json")
-        shards = index.get("weight_map") if index else None
-        if index is not None and not isinstance(shards, dict):
-            raise LoadError("model.safetensors.index.json has no weight_map")
-        names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-        files = [path / name for name in names] or (
-            [single] if single.is_file() else sorted(path.glob("*.safetensors"))
-        )
+        files = [path / "model.safetensors"]  # goes before an index, as in transformers
+        if not files[0].is_file():
+            files = _shards(path) or sorted(path.glob("*.safetensors"))
         if not files:
             raise LoadError("it holds no *.safetensors file")
         self._readers: dict[str, safe_open] = {}

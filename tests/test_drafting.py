@@ -1,0 +1,288 @@
+"""What each drafter does beyond being exact: the weaknesses of the published code are absent, each switch switches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ouroboros.config import LookaheadOptions, MethodOptions, OuroborosOptions, PromptLookupOptions, SamplingParams
+from ouroboros.decoder import Step, decode
+from ouroboros.drafting.base import Drafter, DraftSession
+from ouroboros.drafting.factory import build_drafter
+from ouroboros.drafting.ouroboros import OuroborosDrafter
+from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
+from ouroboros.phrases.pool import PhrasePool
+from ouroboros.sampling import Sampler
+from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.tree import Origin, TokenTree
+from ouroboros.verify import Verdict
+from tests.pairs import Pair
+from tests.reference import generate
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+QUIET = OuroborosOptions(siblings=0, side_branches=0, window=0, candidates=0, branches=0, harvest=False)
+
+
+class Recorded:
+    """Runs one request and keeps every tree and verdict."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        draft: str,
+        options: MethodOptions,
+        pool: PhrasePool | None = None,
+        new: int = 24,
+        seed: int = 0,
+    ) -> None:
+        params = SamplingParams(max_new_tokens=new, temperature=0.0 if seed == 0 else 1.0)
+        sampler = Sampler(params, seed, 40)
+        self.pool = PhrasePool() if pool is None else pool
+        self.trees: list[TokenTree] = []
+        self.verdicts: list[Verdict] = []
+        recorder = StatsRecorder("test", "native", "", "", seed, len(PROMPT))
+
+        def start() -> Drafter:
+            inner = build_drafter(options, pair.drafts[draft], sampler, self.pool, PROMPT, frozenset(), 512)
+            return _Spy(inner, self.trees, self.verdicts)
+
+        self.steps: list[Step] = []
+        for step in decode(pair.target, start, sampler, PROMPT, new, frozenset(), recorder):
+            self.steps.append(step)
+            for depth, origin in enumerate(step.origins, start=1):
+                recorder.emit(origin.label, origin.value, depth)
+        self.stats: Stats = recorder.freeze()
+        self.tokens = [token for step in self.steps for token in step.tokens]
+        assert tuple(self.tokens) == generate(pair.oracle, PROMPT, params, seed)
+
+
+class _Spy:
+    def __init__(self, inner: Drafter, trees: list[TokenTree], verdicts: list[Verdict]) -> None:
+        self.inner, self.trees, self.verdicts = inner, trees, verdicts
+
+    @property
+    def draft_forwards(self) -> int:
+        return self.inner.draft_forwards
+
+    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+        self.trees.append(self.inner.propose(sequence, room))
+        return self.trees[-1]
+
+    def observe(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+        self.inner.observe(verdict)
+
+
+def truth(pair: Pair, new: int = 24) -> tuple[int, ...]:
+    return generate(pair.oracle, PROMPT, SamplingParams(max_new_tokens=new), 0)
+
+
+def test_bonus_token_behind_a_fully_matched_phrase(tiny: Pair) -> None:
+    """β phrase tokens that all match yield β+1 tokens: in the target's walk, and inside the draft."""
+    text = truth(tiny)
+    pool = PhrasePool()
+    pool.insert(PROMPT, text[:5], Origin.VERIFIED)
+    run = Recorded(tiny, "self", LookaheadOptions(window=1, ngram=6, branches=1, prompt_ngrams=False), pool)
+    assert run.steps[0].tokens == text[:6]
+    assert run.steps[0].origins[-1] is Origin.BONUS
+
+    pool = PhrasePool()
+    pool.insert(PROMPT, text[:5], Origin.VERIFIED)
+    options = dataclasses.replace(QUIET, candidates=1, branch_tokens=5, draft_tokens=5, lengthening=False)
+    run = Recorded(tiny, "self", options, pool)
+    assert run.trees[0].path_tokens(6) == list(text[:6])  # one draft forward: the phrase and the draft's own next token
+    assert run.steps[0].tokens == text[:7]
+
+
+def test_no_accepted_draft_token_is_thrown_away(tiny: Pair) -> None:
+    """The draft model accepted 5 + 1 tokens in one forward: all are offered though γ is 2."""
+    text = truth(tiny)
+    pool = PhrasePool()
+    pool.insert(PROMPT, text[:5], Origin.VERIFIED)
+    options = dataclasses.replace(QUIET, candidates=1, branch_tokens=5, draft_tokens=2, lengthening=False)
+    run = Recorded(tiny, "self", options, pool)
+    assert len(run.trees[0]) == 1 + 6
+    assert run.stats.draft_forwards < run.stats.new_tokens / 2
+
+
+def test_a_warm_pool_is_used_from_the_first_step(tiny: Pair) -> None:
+    options = dataclasses.replace(QUIET, candidates=2, branches=2, window=5, ngram=5)
+    cold = Recorded(tiny, "similar", options)
+    warm = Recorded(tiny, "similar", options, cold.pool)
+    assert warm.tokens == cold.tokens
+    assert Origin.VERIFIED in warm.trees[0].origins
+    assert Origin.VERIFIED in warm.steps[0].origins
+    assert warm.stats.target_forwards < cold.stats.target_forwards
+
+
+def test_ngrams_of_prompt_and_output_are_in_the_pool(tiny: Pair) -> None:
+    run = Recorded(tiny, "similar", OuroborosOptions())
+    text = [*PROMPT, *run.tokens]
+    for start in range(3, len(text) - 4):
+        phrases = [phrase.tokens[:3] for phrase in run.pool.lookup(text[:start], 50, 10).phrases]
+        assert tuple(text[start : start + 3]) in phrases
+    origins = {phrase.origin for _, phrase in run.pool.items()}
+    assert origins == {Origin.PROMPT, Origin.VERIFIED, Origin.CORRECTED, Origin.WINDOW}
+
+
+@pytest.mark.parametrize("draft", ["similar", "unrelated"])
+def test_no_node_is_offered_twice(tiny: Pair, draft: str) -> None:
+    run = Recorded(tiny, draft, OuroborosOptions(), seed=7)
+    for tree in run.trees:
+        prefixes = [tuple(tree.path_tokens(node)) for node in range(len(tree))]
+        assert len(set(prefixes)) == len(prefixes)
+        assert len(tree) <= 1 + OuroborosOptions().tree_tokens
+
+
+def test_the_draft_cache_follows_the_text(tiny: Pair) -> None:
+    """What the draft model scored of the accepted text is kept: it never computes a token twice."""
+    computed: list[int] = []
+    model = tiny.drafts["similar"]
+
+    class Counting:
+        info = model.info
+
+        def open(self) -> Any:
+            return model.open()
+
+        def prefill(self, slot: Any, tokens: Sequence[int]) -> None:
+            computed.append(len(tokens))
+            model.prefill(slot, tokens)
+
+        def score(self, requests: Any) -> Any:
+            request = requests[0]
+            computed.append(len(request.catch_up) + len(request.tree) - request.slot.pending)
+            assert len(request.catch_up) <= 2
+            return model.score(requests)
+
+    pair = dataclasses.replace(tiny, drafts={"counting": Counting()})
+    run = Recorded(pair, "counting", QUIET)
+    assert sum(computed) <= len(PROMPT) - 1 + run.stats.draft_forwards + 2 * run.stats.target_forwards
+
+
+def options_with(**switches: bool) -> OuroborosOptions:
+    return dataclasses.replace(OuroborosOptions(draft_tokens=3), **switches)
+
+
+def test_phrase_drafting_off_drafts_one_token_a_forward(tiny: Pair) -> None:
+    off = Recorded(tiny, "self", options_with(phrase_drafting=False, lengthening=False))
+    assert not any(phrase.origin is Origin.WINDOW for _, phrase in off.pool.items())
+    assert all(origin in (Origin.DRAFT, Origin.BONUS) for step in off.steps for origin in step.origins)
+    pool = PhrasePool()
+    Recorded(tiny, "self", options_with(), pool)
+    on, off = (
+        Recorded(tiny, "self", options_with(), pool),
+        Recorded(tiny, "self", options_with(phrase_drafting=False), pool),
+    )
+    assert on.stats.draft_forwards < off.stats.draft_forwards
+
+
+def test_lengthening_off_sends_no_phrase_behind_the_draft(tiny: Pair) -> None:
+    pool = PhrasePool()
+    Recorded(tiny, "self", options_with(), pool)
+    on = Recorded(tiny, "self", options_with(phrase_drafting=False), pool)
+    off = Recorded(tiny, "self", options_with(phrase_drafting=False, lengthening=False), pool)
+    assert any(step.origins.count(Origin.VERIFIED) for step in on.steps)
+    assert not any(origin.label == "phrase" for tree in off.trees for origin in tree.origins)
+    assert on.stats.target_forwards < off.stats.target_forwards
+
+
+def test_harvest_off_learns_nothing_from_rejected_tokens(tiny: Pair) -> None:
+    on = Recorded(tiny, "unrelated", options_with())
+    off = Recorded(tiny, "unrelated", options_with(harvest=False))
+    assert any(phrase.origin is Origin.CORRECTED for _, phrase in on.pool.items())
+    assert not any(phrase.origin is Origin.CORRECTED for _, phrase in off.pool.items())
+
+
+def test_reuse_off_neither_reads_nor_feeds_the_pool(tiny: Pair) -> None:
+    pool = PhrasePool()
+    first = Recorded(tiny, "similar", options_with(reuse=False), pool)
+    assert len(pool) == 0
+    Recorded(tiny, "similar", options_with(), pool)
+    again = Recorded(tiny, "similar", options_with(reuse=False), pool)
+    assert again.stats.target_forwards == first.stats.target_forwards
+
+
+def test_harvested_phrases_are_what_the_target_said(tiny: Pair) -> None:
+    run = Recorded(tiny, "unrelated", options_with())
+    said = set()
+    for verdict in run.verdicts:
+        for node in range(len(verdict.tree)):
+            said.add((verdict.tree.tokens[node], verdict.predictions[node]))
+    for key, phrase in run.pool.items():
+        if phrase.origin is Origin.CORRECTED:
+            assert (key[-1], phrase.tokens[0]) in said
+
+
+def test_drafting_stops_early_where_the_draft_is_unlikely(tiny: Pair) -> None:
+    bold = Recorded(tiny, "similar", OuroborosOptions(draft_tokens=8, min_chance=0.0), seed=3)
+    careful = Recorded(tiny, "similar", OuroborosOptions(draft_tokens=8, min_chance=0.9), seed=3)
+    assert careful.stats.draft_forwards < bold.stats.draft_forwards
+
+
+def test_a_draft_model_with_a_shorter_context_is_left_out_where_it_ends(tiny: Pair) -> None:
+    model = tiny.drafts["similar"]
+    short = dataclasses.replace(model.info, max_positions=len(PROMPT) + 30)
+
+    class Short:
+        info = short
+        open, prefill, score = model.open, model.prefill, model.score
+
+    run = Recorded(dataclasses.replace(tiny, drafts={"short": Short()}), "short", OuroborosOptions(), new=40)
+    assert len(run.trees[0]) > 1
+    assert len(run.trees[-2]) == 1
+
+
+def test_draft_session_keeps_what_agrees(tiny: Pair) -> None:
+    session = DraftSession(tiny.drafts["similar"], PROMPT)
+    tree = session.begin(PROMPT)
+    node = tree.extend(0, [7, 8], Origin.DRAFT)
+    session.score([0, node])
+    session.begin([*PROMPT, 7, 8, 9, 5])  # 7 and 8 are cached, 9 is caught up in the next forward
+    assert session._slot.length == len(PROMPT) + 2
+    logits = session.score([0])
+    fresh = DraftSession(tiny.drafts["similar"], [*PROMPT, 7, 8, 9, 5])
+    fresh.begin([*PROMPT, 7, 8, 9, 5])
+    assert (logits - fresh.score([0])).abs().max() < 1e-9
+    assert session.forwards == 2
+
+
+def propose(text: Sequence[int], room: int = 50, **options: int) -> list[int]:
+    tree = PromptLookupDrafter(PromptLookupOptions(**options), len(text)).propose(text, room)
+    return tree.path_tokens(len(tree) - 1)
+
+
+def test_prompt_lookup() -> None:
+    assert propose([1, 2, 3, 9, 9, 1, 2, 3], draft_tokens=2) == [9, 9]
+    assert propose([1, 2, 3, 9, 1, 2, 3], draft_tokens=3) == [9, 1, 2]
+    assert propose([5, 1, 2, 7, 1, 2, 8, 1, 2], draft_tokens=1) == [8]  # the latest occurrence
+    assert propose([4, 1, 2, 7, 3, 2, 8, 1, 2], draft_tokens=1) == [7]  # the longer match
+    assert propose([1, 2, 3]) == []
+    assert propose([5, 6, 5, 6], draft_tokens=6) == [5, 6, 5, 6, 5, 6]  # a loop, read on into the draft
+    assert propose([5, 5], room=3, draft_tokens=6) == [5, 5, 5]
+    assert propose([1, 2, 9, 2], draft_tokens=1, min_ngram=2) == []
+
+
+def test_lookahead_yields_ngrams_without_the_prompts_own(tiny: Pair) -> None:
+    run = Recorded(tiny, "self", LookaheadOptions(window=8, ngram=4, prompt_ngrams=False))
+    assert {phrase.origin for _, phrase in run.pool.items()} == {Origin.WINDOW}
+    assert all(len(phrase.tokens) <= 3 for _, phrase in run.pool.items())
+
+
+def test_draft_trees_are_ranked_by_chance(tiny: Pair) -> None:
+    session = DraftSession(tiny.drafts["similar"], PROMPT)
+    drafter = OuroborosDrafter(
+        OuroborosOptions(tree_tokens=6), session, Sampler(SamplingParams(), 0, 40), PhrasePool(), PROMPT
+    )
+    small = drafter.propose(PROMPT, 20)
+    chances = drafter._chances
+    assert len(small) == 7
+    tree = session.tree
+    kept = {tuple(small.path_tokens(node)) for node in range(1, 7)}
+    cut = sorted((chances[n] for n in range(1, len(tree))), reverse=True)[5]
+    assert all(chances[n] <= cut for n in range(1, len(tree)) if tuple(tree.path_tokens(n)) not in kept)
+    for node in range(1, len(tree)):
+        assert chances[node] <= chances[tree.parents[node]] + 1e-12
