@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ouroboros
+from ouroboros.models.base import CausalModel
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
 from tests.reference import NaiveLlama
@@ -27,7 +28,7 @@ class Pair:
 
     target: LlamaModel
     oracle: NaiveLlama
-    drafts: Mapping[str, LlamaModel]
+    drafts: Mapping[str, CausalModel]
 
 
 class Weights:
@@ -78,7 +79,7 @@ def tiny_pair() -> Pair:
     blur = random_weights(config, 2, scale=0.06)
     similar = {name: weights[name] + blur[name] * (0 if "norm" in name else 1) for name in weights}
     target = native(config, weights, torch.float64)
-    drafts = {
+    drafts: dict[str, CausalModel] = {
         "self": target,
         "similar": native(config, similar, torch.float64),
         "unrelated": native(tiny_config(layers=1), random_weights(tiny_config(layers=1), 3), torch.float64),
@@ -92,7 +93,7 @@ def embedded_pair() -> Pair:
     weights = load_file(EMBEDDED / "target" / "model.safetensors")
     target = native(config, weights, torch.float32)
     other = tiny_config(vocab_size=config["vocab_size"])
-    drafts = {
+    drafts: dict[str, CausalModel] = {
         "self": target,
         "trained": native(draft_config, load_file(EMBEDDED / "draft" / "model.safetensors"), torch.float32),
         "unrelated": native(other, random_weights(other, 4), torch.float32),

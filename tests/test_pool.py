@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def test_other_files_and_other_vocabularies(tmp_path: Path) -> None:
 
 def test_damaged_entries_and_versions(tmp_path: Path) -> None:
     path = tmp_path / "pool"
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
         "keys": np.full((1, 3), -1, np.int32),
         "tokens": np.ones((1, 2), np.int32),
         "counts": np.zeros((1, 4), np.int64),

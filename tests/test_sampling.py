@@ -69,7 +69,7 @@ def test_warping_is_transformers_own(params: SamplingParams) -> None:
         steps += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
         steps += [MinPLogitsWarper(params.min_p)] if params.min_p else []
     assert config is not None
-    theirs = steps(torch.tensor(histories), logits_RV.clone())
+    theirs = steps(torch.LongTensor(histories), torch.FloatTensor(logits_RV.clone()))
     ours = Sampler(params, 0, 100)._warp(logits_RV, histories)
     torch.testing.assert_close(ours, theirs)
 

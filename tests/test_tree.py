@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ouroboros.phrases.lookahead import LookaheadWindow
+from ouroboros.phrases.pool import PhrasePool
 from ouroboros.tree import Origin, TokenTree
 
 
@@ -80,12 +82,11 @@ def test_the_first_to_propose_is_the_origin() -> None:
 
 def test_published_window_layout() -> None:
     """`[last token] + row 0 + … + row N-2` is a comb: a chain with a column below each of its nodes."""
-    from ouroboros.phrases.lookahead import LookaheadWindow
-
     window = LookaheadWindow(columns=4, ngram=4, text=range(100))
+    pool = PhrasePool()
     for _ in range(2):  # fills levels 1 and 2
         tree = TokenTree(0)
-        window.update([1000 + len(tree) * 10 + i for i in range(len(window.hang(tree, 0)))], _Nowhere())
+        window.update([1000 + len(tree) * 10 + i for i in range(len(window.hang(tree, 0)))], pool)
     tree = TokenTree(0)
     bottom = window.hang(tree, 0)
     assert [tree.depths[node] for node in bottom] == [3, 4, 5, 6]  # level 2, column i at position p + 2 + i
@@ -93,12 +94,8 @@ def test_published_window_layout() -> None:
         node for node in range(1, len(tree)) if any(tree.depths[c] > tree.depths[node] for c in tree.children(node))
     ]
     assert len(tree) == 1 + 4 * 3
+    assert len(pool) == 0  # a window that is not full yields no n-gram
     for column, node in enumerate(bottom):
         path = tree.path(node)[1:]
         assert len(path) == column + 1 + 2  # row 0 up to its column, then its own column
         assert set(path[: column + 1]) <= set(chain)
-
-
-class _Nowhere:
-    def insert(self, *args: object, **kwargs: object) -> None:
-        raise AssertionError("a window that is not full yields no n-gram")
