@@ -188,9 +188,6 @@ def test_pairs_are_lossless(models: Mapping[str, Path], draft: str, method: str,
     check_lossless(models["target"], models[draft], method, settings)
 
 
-@pytest.mark.xfail(
-    raises=IndexError, reason="Sampler does not widen the rows of a draft with fewer columns", strict=True
-)
 @pytest.mark.parametrize("method", WITH_DRAFT)
 def test_a_draft_with_fewer_rows(models: Mapping[str, Path], method: str) -> None:
     """The target's matrix is padded further than the draft's, and the text holds one of the target's own ids."""
@@ -243,7 +240,7 @@ def test_a_module_of_another_kind(models: Mapping[str, Path]) -> None:
         ouroboros.load(models["target"], torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("tokenizer", [5, object(), ["w0"]], ids=str)
+@pytest.mark.parametrize("tokenizer", [5, 1.5, ["w0"]], ids=str)
 def test_no_tokenizer(models: Mapping[str, Path], tokenizer: object) -> None:
     with refused(InputError, "tokenizer", type(tokenizer).__name__):
         ouroboros.load(models["target"], tokenizer=tokenizer, method="autoregressive")
@@ -304,12 +301,14 @@ def test_dtype(pair: Mapping[str, Any], dtype: Any) -> None:
 
 def test_auto_dtype_is_each_models_own(models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     target: LlamaForCausalLM = llama(1).to(getattr(torch, "bfloat16"))  # noqa: B009
-    decoder = ouroboros.load(target, models["bare draft"])
+    decoder = ouroboros.load(target, models["bare draft"], device="cpu")
     assert decoder.draft is not None
     assert (decoder.target.info.dtype, decoder.draft.info.dtype) == ("bfloat16", "float32")
-    assert ouroboros.load(method="autoregressive").target.info.dtype == "float32"  # small, on a CPU
+    embedded = ouroboros.load(method="autoregressive", device="cpu")
+    assert embedded.target.info.dtype == "float32"  # small, on a CPU
     monkeypatch.setattr(loading, "SMALL", 1)
-    assert ouroboros.load(method="autoregressive").target.info.dtype == "bfloat16"
+    embedded = ouroboros.load(method="autoregressive", device="cpu")
+    assert embedded.target.info.dtype == "bfloat16"
 
 
 def test_wrong_dtype_and_device(pair: Mapping[str, Any]) -> None:

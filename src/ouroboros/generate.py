@@ -174,7 +174,8 @@ class Decoder:
 
     Attributes:
         target, draft: the models. tokenizer: None where the target has none. method, options: how it decodes.
-        pool: the phrases that it keeps between calls; None where every call starts with an empty pool.
+        pool: the phrases that it keeps between calls; None where every call starts with an empty pool. pool_file: where
+            ``close`` saves them; None to save nothing.
     """
 
     def __init__(
@@ -185,7 +186,6 @@ class Decoder:
         method: str,
         options: MethodOptions,
         pool: PhrasePool | None,
-        pool_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.target = target
         self.draft = draft
@@ -193,7 +193,7 @@ class Decoder:
         self.method = method
         self.options = options
         self.pool = pool
-        self._pool_file = pool_file
+        self.pool_file: str | os.PathLike[str] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -214,8 +214,8 @@ class Decoder:
         Raises:
             PoolFileError: the file cannot be written.
         """
-        if self._pool_file is not None and self.pool is not None:
-            save_pool(self.pool, self._pool_file, self.fingerprint)
+        if self.pool_file is not None and self.pool is not None:
+            save_pool(self.pool, self.pool_file, self.fingerprint)
 
     @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> GenerationResult: ...
@@ -272,9 +272,8 @@ class Decoder:
                 raise InputError("prompt is empty ''; it must have at least one character")
             if self.tokenizer is None:
                 raise InputError("a text prompt needs a tokenizer, and this model has none: give token ids")
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = _token_ids(prompt, self.target.info.vocab_size)
+            prompt = self.tokenizer.encode(prompt)
+        ids = _token_ids(prompt, self.target.info.vocab_size)
         limit = self.target.info.max_positions - 1
         if not ids:
             raise InputError("prompt is empty []; it must have at least one token")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ouroboros.config import MethodOptions, options_for, options_from_strings
-from ouroboros.drafting.factory import NEEDS_DRAFT
+from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
 from ouroboros.errors import InputError, LoadError
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel
@@ -67,6 +67,8 @@ def load(
         target, draft = EMBEDDED / "target", EMBEDDED / "draft" if needs_draft else None
     elif needs_draft and draft is None:
         raise InputError(f"method {method!r} needs a draft model: give draft=, or choose lookahead or prompt_lookup")
+    if isinstance(pool, str | os.PathLike) and method not in USES_POOL:
+        raise InputError(f"method {method!r} uses no phrase pool; pool must be None or False, not {str(pool)!r}")
     if not (pool is None or pool is False or isinstance(pool, PhrasePool | str | os.PathLike)):
         raise InputError(f"pool must be None, False, a path or a PhrasePool, not {pool!r}")
     place = pick_device(device)
@@ -77,19 +79,22 @@ def load(
     if draft is not None:
         draft_model, draft_words = _load_model(draft, dtype, device, place, None, token)
         _check_pair(target_model, words, draft_model, draft_words, _name(draft))
-    decoder = Decoder(target_model, draft_model, words, method, chosen, PhrasePool())
-    if pool is False:
-        decoder.pool = None
-    elif isinstance(pool, PhrasePool):
-        decoder.pool = pool
-    elif pool is not None:
-        path = Path(pool)
-        if path.exists() or pool_read_only:
-            decoder.pool = load_pool(path, decoder.fingerprint)
-        elif not path.parent.is_dir():
-            raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
-        return Decoder(target_model, draft_model, words, method, chosen, decoder.pool, None if pool_read_only else path)
+    decoder = Decoder(target_model, draft_model, words, method, chosen, pool if isinstance(pool, PhrasePool) else None)
+    if pool is None:
+        decoder.pool = PhrasePool()
+    elif isinstance(pool, str | os.PathLike):
+        _open_pool(decoder, Path(pool), pool_read_only)
     return decoder
+
+
+def _open_pool(decoder: Decoder, path: Path, read_only: bool) -> None:
+    if path.exists() or read_only:
+        decoder.pool = load_pool(path, decoder.fingerprint)
+    elif path.parent.is_dir():
+        decoder.pool = PhrasePool()
+    else:
+        raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
+    decoder.pool_file = None if read_only else path
 
 
 def _options(method: str, options: MethodOptions | Mapping[str, Any] | None) -> MethodOptions:

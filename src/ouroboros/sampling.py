@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros.config import SamplingParams
@@ -70,7 +71,7 @@ class Sampler:
 
     Args:
         params: the request's parameters. seed: the request's seed (``params.seed`` or a drawn one).
-        vocab_size: longer rows of logits are cut to this many entries (a draft model's matrix may be padded further).
+        vocab_size: of the target model; rows of logits of another length are cut or filled up.
     """
 
     def __init__(self, params: SamplingParams, seed: int, vocab_size: int) -> None:
@@ -91,7 +92,7 @@ class Sampler:
 
     def argmax(self, logits_RV: Tensor) -> list[int]:
         """The likeliest token of each raw row (ties to the lowest id); one transfer to the host."""
-        ids: list[int] = logits_RV[:, : self.vocab_size].argmax(-1).tolist()
+        ids: list[int] = self._fit(logits_RV).argmax(-1).tolist()
         return ids
 
     def draw(self, logits_RV: Tensor, positions: Sequence[int], histories: Sequence[Sequence[int]]) -> list[int]:
@@ -108,7 +109,7 @@ class Sampler:
     def perturbed(self, logits_RV: Tensor, positions: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
         """Warped logits plus noise, [R, V] in fp32 (fp64 for fp64 logits): the draw is each row's argmax."""
         params = self.params
-        scores_RV = self._warp(logits_RV[:, : self.vocab_size], histories)
+        scores_RV = self._warp(self._fit(logits_RV), histories)
         if params.greedy:
             return scores_RV
         if params.top_k or params.top_p < 1 or params.min_p:  # few tokens survive: noise for those alone
@@ -118,7 +119,12 @@ class Sampler:
             scores_RV[rows_N, ids_N] += noise_N.to(scores_RV.dtype)
             return scores_RV
         noise_RV = torch.stack([self._noise_row(p, scores_RV) for p in positions])
-        return scores_RV + noise_RV[:, : scores_RV.shape[-1]]  # a draft model's matrix may be shorter
+        return scores_RV + noise_RV
+
+    def _fit(self, logits_RV: Tensor) -> Tensor:
+        """Rows of the target's vocabulary: a draft model's matrix may be padded further, or less (never drawn then)."""
+        missing = self.vocab_size - logits_RV.shape[-1]
+        return F.pad(logits_RV, (0, missing), value=-math.inf) if missing > 0 else logits_RV[:, : self.vocab_size]
 
     def _warp(self, logits_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
         params = self.params
@@ -126,8 +132,7 @@ class Sampler:
         if self.penalised:
             scores_RV = scores_RV.clone()
             for row, history in enumerate(histories):
-                known = sorted(token for token in set(history) if token < self.vocab_size)
-                seen = torch.tensor(known, device=scores_RV.device)
+                seen = torch.tensor(sorted(set(history)), device=scores_RV.device)
                 old = scores_RV[row, seen]
                 penalty = params.repetition_penalty
                 scores_RV[row, seen] = torch.where(old < 0, old * penalty, old / penalty)

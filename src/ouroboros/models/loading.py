@@ -67,7 +67,7 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
     except (RuntimeError, TypeError):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from None
-    if picked.type not in ("cpu", "cuda") or (picked.index or 0) < 0:  # torch reads cuda:200 as cuda:-56
+    if picked.type not in ("cpu", "cuda") or str(picked) != str(device):  # torch reads cuda:256 as cuda:0
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device!r} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
