@@ -78,12 +78,20 @@ def noise(seed: int, position: int, token: int) -> float:
     return -math.log(-math.log((bits + 0.5) * 2.0**-52))
 
 
-def warp(logits: Sequence[float], params: SamplingParams, history: Sequence[int]) -> list[float]:
+def warp(
+    logits: Sequence[float], params: SamplingParams, history: Sequence[int], prompt_length: int = 0
+) -> list[float]:
     """Log-probabilities up to a constant, -inf for what is cut away."""
     scores = list(logits)
+    for token, bias in params.logit_bias:
+        scores[token] += bias
     for token in set(history):
         penalty = params.repetition_penalty
         scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+    for token in set(history[prompt_length:]):
+        scores[token] -= params.presence_penalty + params.frequency_penalty * list(history[prompt_length:]).count(token)
+    for processor in params.processors:
+        scores = processor(torch.tensor([list(history)]), torch.tensor([scores], dtype=torch.float64))[0].tolist()
     if params.temperature == 0:
         return scores
     scores = [score / params.temperature for score in scores]
@@ -112,9 +120,11 @@ def warp(logits: Sequence[float], params: SamplingParams, history: Sequence[int]
     return scores
 
 
-def draw(logits: Sequence[float], params: SamplingParams, seed: int, history: Sequence[int]) -> int:
+def draw(
+    logits: Sequence[float], params: SamplingParams, seed: int, history: Sequence[int], prompt_length: int = 0
+) -> int:
     """The token behind ``history``."""
-    scores = warp(logits, params, history)
+    scores = warp(logits, params, history, prompt_length)
     if params.temperature > 0:
         position = len(history)
         scores = [s + noise(seed, position, i) if s > -math.inf else s for i, s in enumerate(scores)]
@@ -127,7 +137,7 @@ def generate(
     """The new tokens of plain decoding."""
     tokens = list(prompt)
     for _ in range(params.max_new_tokens):
-        tokens.append(draw(model.logits(tokens).tolist(), params, seed, tokens))
+        tokens.append(draw(model.logits(tokens).tolist(), params, seed, tokens, len(prompt)))
         if tokens[-1] in eos and not params.ignore_eos:
             break
     return tuple(tokens[len(prompt) :])

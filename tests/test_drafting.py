@@ -206,6 +206,11 @@ def test_reuse_off_neither_reads_nor_feeds_the_pool(tiny: Pair) -> None:
     assert again.stats.target_forwards == first.stats.target_forwards
 
 
+def test_corrections_are_accepted_later(tiny: Pair) -> None:
+    runs = [Recorded(tiny, "similar", options_with(), new=60, seed=seed) for seed in range(6)]
+    assert sum(run.stats.accepted_by_origin.get("corrected", 0) for run in runs) > 0
+
+
 def test_harvested_phrases_are_what_the_target_said(tiny: Pair) -> None:
     run = Recorded(tiny, "unrelated", options_with())
     said = set()

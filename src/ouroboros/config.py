@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ouroboros.errors import InputError
 
@@ -27,6 +27,7 @@ __all__ = [
     "options_from_strings",
 ]
 
+Processor = Callable[[Any, Any], Any]  # (input_ids [B, L], scores [B, V]) -> scores; no torch in this file
 MAX_SEED = 2**63 - 1
 
 
@@ -45,9 +46,30 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _logit_bias(bias: object) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = tuple(sorted(bias.items() if isinstance(bias, Mapping) else bias or ()))  # type: ignore[call-overload]
+        for token, value in pairs:
+            _check_int("a token of logit_bias", token, 0)
+            _check_number("logit_bias", value, _is_number(value), "a mapping from token ids to numbers")
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"logit_bias must be a mapping from token ids to numbers, not {bias!r}") from None
+    return pairs
+
+
+def _processors(processors: object) -> tuple[Processor, ...]:
+    found = tuple(processors) if isinstance(processors, Iterable) else (processors,)
+    for processor in found:
+        if not callable(processor):
+            raise InputError(f"processors must be callables, not {processor!r}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request is continued. Warping order: penalty, temperature, top-k, top-p, min-p (as transformers).
+    """How one request is continued. Order: bias, penalties, processors, temperature, top-k, top-p, min-p.
 
     Attributes:
         max_new_tokens: upper bound of new tokens, at least 1.
@@ -56,6 +78,11 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches top_p, in (0, 1].
         min_p: drop tokens less likely than min_p times the likeliest, in [0, 1].
         repetition_penalty: above 1 discourages tokens of the prompt and the output; 1 changes nothing.
+        presence_penalty, frequency_penalty: subtracted from the logits of the output's tokens, once, per occurrence.
+        logit_bias: added to the logits of these tokens; a mapping from token id to number.
+        processors: callables ``(input_ids [B, L], scores [B, V]) -> scores``, such as transformers' LogitsProcessors;
+            they are called for each tree node on its own history, in any order, also with the draft model's scores, and
+            so must be functions of their arguments alone.
         seed: 0 … 2**63-1; None draws one, which ``stats.seed`` reports.
         stop: texts that end the output where they begin.
         ignore_eos: go on past end-of-sequence tokens.
@@ -70,6 +97,10 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    processors: tuple[Processor, ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -85,6 +116,11 @@ class SamplingParams:
         _check_number("min_p", value, _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
         value = self.repetition_penalty
         _check_number("repetition_penalty", value, _is_number(value) and value > 0, "a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check_number(name, value, _is_number(value), "a number")
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        object.__setattr__(self, "processors", _processors(self.processors))
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
         stop = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop

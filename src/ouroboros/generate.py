@@ -248,11 +248,12 @@ class Decoder:
         """As ``generate``, for one prompt, chunk by chunk."""
         params = _params(params, settings)
         ids = self._encode(prompt)
+        _check_ids([token for token, _ in params.logit_bias], self.target.info.vocab_size, "logit_bias")
         if params.stop and self.tokenizer is None:
             raise InputError(f"stop needs a tokenizer, and this model has none: {params.stop!r}")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         info = self.target.info
-        sampler = Sampler(params, seed, info.vocab_size)
+        sampler = Sampler(params, seed, info.vocab_size, len(ids))
         recorder = StatsRecorder(self.method, info.backend, info.dtype, info.device, seed, len(ids))
         stop_ids = frozenset() if params.ignore_eos else self._eos_token_ids()
         pool = PhrasePool() if self.pool is None else self.pool
@@ -294,10 +295,14 @@ def _token_ids(prompt: Sequence[int], vocab_size: int) -> list[int]:
         ids = [operator.index(value) for value in values]
     except TypeError:
         raise InputError(f"prompt must be a text or a list of token ids, not {_short(prompt)}") from None
+    _check_ids(ids, vocab_size, "prompt")
+    return ids
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
     wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
     if wrong is not None:
-        raise InputError(f"prompt holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
-    return ids
+        raise InputError(f"{name} holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
 
 
 def _short(value: object) -> str:

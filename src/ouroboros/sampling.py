@@ -3,8 +3,9 @@
 A draw is a fixed function of (logits, parameters, seed, position, history): Gumbel noise g(seed, position, token) comes
 from a stateless hash, and the token is the argmax of the warped log-probability plus g (Gumbel-max trick). So every
 method, draft length, pool and batch gives the same tokens for the same seed, and a draft model that draws with the same
-noise is accepted more often. Exact ties go to the lowest token id. Warping order: repetition penalty, temperature,
-top-k, top-p, min-p, in fp32 at least. This file knows nothing of trees or models.
+noise is accepted more often. Exact ties go to the lowest token id. Order, in fp32 at least: logit bias, repetition
+penalty, presence and frequency penalty, the caller's processors, temperature, top-k, top-p, min-p. This file knows
+nothing of trees or models.
 
 Tensor names: R rows, V vocabulary.
 """
@@ -12,6 +13,7 @@ Tensor names: R rows, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -72,23 +74,27 @@ class Sampler:
     Args:
         params: the request's parameters. seed: the request's seed (``params.seed`` or a drawn one).
         vocab_size: of the target model; rows of logits of another length are cut or filled up.
+        prompt_length: presence and frequency penalties count the tokens behind the prompt.
     """
 
-    def __init__(self, params: SamplingParams, seed: int, vocab_size: int) -> None:
+    def __init__(self, params: SamplingParams, seed: int, vocab_size: int, prompt_length: int = 0) -> None:
         self.params = params
         self.seed = seed
         self.vocab_size = vocab_size
+        self.prompt_length = prompt_length
         self._noise: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def plain_greedy(self) -> bool:
         """Whether a draw is the argmax of the raw logits, whatever the history."""
-        return self.params.greedy and not self.penalised
+        return self.params.greedy and not self.needs_history and not self.params.logit_bias
 
     @property
-    def penalised(self) -> bool:
+    def needs_history(self) -> bool:
         """Whether draws depend on the history; where they do not, histories may be empty."""
-        return self.params.repetition_penalty != 1
+        params = self.params
+        penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+        return bool(penalised or params.processors)
 
     def argmax(self, logits_RV: Tensor) -> list[int]:
         """The likeliest token of each raw row (ties to the lowest id); one transfer to the host."""
@@ -100,7 +106,7 @@ class Sampler:
 
         Args:
             logits_RV: raw logits, any float type. positions: of the tokens to be drawn, from the prompt's first on.
-            histories: all tokens before each (prompt included); they may be empty if not ``penalised``.
+            histories: all tokens before each (prompt included); they may be empty unless ``needs_history``.
         """
         ids: list[int] = self.perturbed(logits_RV, positions, histories).argmax(-1).tolist()
         return ids
@@ -129,13 +135,14 @@ class Sampler:
     def _warp(self, logits_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
         params = self.params
         scores_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
-        if self.penalised:
-            scores_RV = scores_RV.clone()
-            for row, history in enumerate(histories):
-                seen = torch.tensor(sorted(set(history)), device=scores_RV.device)
-                old = scores_RV[row, seen]
-                penalty = params.repetition_penalty
-                scores_RV[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
+        if params.logit_bias:
+            ids = torch.tensor([token for token, _ in params.logit_bias], device=scores_RV.device)
+            bias = torch.tensor([value for _, value in params.logit_bias], device=scores_RV.device)
+            scores_RV = scores_RV.index_add(-1, ids, bias.to(scores_RV.dtype).expand(len(scores_RV), -1))
+        if self.needs_history:
+            scores_RV = self._penalise(scores_RV.clone(), histories)
+        if params.processors:
+            scores_RV = self._process(scores_RV, histories)
         if params.greedy:
             return scores_RV
         scores_RV = scores_RV / params.temperature
@@ -152,6 +159,35 @@ class Sampler:
             floor_R1 = scores_RV.amax(-1, keepdim=True) + math.log(params.min_p)
             scores_RV = scores_RV.masked_fill(scores_RV < floor_R1, -math.inf)
         return scores_RV
+
+    def _penalise(self, scores_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Repetition penalty (Keskar et al. 2019) over prompt and output, the others (OpenAI) over the output alone."""
+        params = self.params
+        for row, history in enumerate(histories):
+            if params.repetition_penalty != 1:
+                seen = torch.tensor(sorted(set(history)), device=scores_RV.device)
+                old, penalty = scores_RV[row, seen], params.repetition_penalty
+                scores_RV[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
+            if params.presence_penalty or params.frequency_penalty:
+                counts = Counter(history[self.prompt_length :])
+                seen = torch.tensor(list(counts), dtype=torch.long, device=scores_RV.device)
+                minus = [params.presence_penalty + params.frequency_penalty * count for count in counts.values()]
+                scores_RV[row, seen] -= torch.tensor(minus, dtype=scores_RV.dtype, device=scores_RV.device)
+        return scores_RV
+
+    def _process(self, scores_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+        """The caller's processors, as transformers calls them: rows of equal history length together."""
+        out_RV = torch.empty_like(scores_RV)
+        groups: dict[int, list[int]] = {}
+        for row, history in enumerate(histories):
+            groups.setdefault(len(history), []).append(row)
+        for rows in groups.values():
+            ids_BL = torch.tensor([list(histories[row]) for row in rows], dtype=torch.long, device=scores_RV.device)
+            scores_BV = scores_RV[rows]
+            for processor in self.params.processors:
+                scores_BV = processor(ids_BL, scores_BV)
+            out_RV[rows] = scores_BV.to(out_RV.dtype)
+        return out_RV
 
     def _noise_row(self, position: int, like: Tensor) -> Tensor:
         key = (position, like.device, like.dtype)

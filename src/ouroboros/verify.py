@@ -71,7 +71,7 @@ def verify(
 
     def draw(node: int) -> int:
         if not sampler.plain_greedy:
-            history = [*sequence, *tree.path_tokens(node)] if sampler.penalised else ()
+            history = [*sequence, *tree.path_tokens(node)] if sampler.needs_history else ()
             position = len(sequence) + tree.depths[node]
             predictions[node] = sampler.draw(logits_NV[node : node + 1], [position], [history])[0]
         return predictions[node]

@@ -108,7 +108,9 @@ class OuroborosDrafter:
     def _choose(self, tree: TokenTree, nodes: range, logits_NV: Tensor) -> dict[int, int]:
         """Gives every node its chance and its choices. Returns the draft model's draw behind each node."""
         start = len(self._sequence)
-        histories = [[*self._sequence, *tree.path_tokens(node)] if self._sampler.penalised else () for node in nodes]
+        histories = [
+            [*self._sequence, *tree.path_tokens(node)] if self._sampler.needs_history else () for node in nodes
+        ]
         scores_NV = self._sampler.perturbed(logits_NV, [start + tree.depths[node] for node in nodes], histories)
         probs_NV = scores_NV.softmax(-1)
         top = probs_NV.topk(min(1 + self._options.siblings, probs_NV.shape[-1]), dim=-1)

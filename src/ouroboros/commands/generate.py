@@ -1,0 +1,158 @@
+"""``ouroboros generate``: a prompt from where the user says, and its continuation as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ouroboros.commands.options import (
+    Session,
+    check_threads,
+    method_settings,
+    place_options,
+    sampling_options,
+    to_json,
+)
+from ouroboros.commands.process import Interrupts
+from ouroboros.config import METHODS, SamplingParams, options_from_strings
+from ouroboros.errors import InputError
+
+if TYPE_CHECKING:
+    from ouroboros._render import Screen
+    from ouroboros.generate import Decoder, GenerationResult
+
+__all__ = ["generate", "show_stream"]
+
+
+@click.command(short_help="Continue a prompt.")
+@click.argument("prompt", required=False)
+@click.option("--prompt-file", metavar="F", help="Take the prompt from a UTF-8 file, byte for byte.")
+@click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]")
+@click.option("--draft", metavar="D", help="Draft model: a directory or hub id.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="ouroboros", show_default=True)
+@sampling_options
+@click.option("--draft-tokens", type=int, metavar="N", help="Short for --set draft_tokens=N.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the method. Repeatable.")
+@place_options
+@click.option("--pool", metavar="FILE", help="Phrase pool: read it if it exists, and save it at the end.")
+@click.option("--pool-read-only", is_flag=True, help="Do not save the pool.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the text.")
+@click.pass_obj
+def generate(
+    session: Session,
+    prompt: str | None,
+    prompt_file: str | None,
+    target: str | None,
+    draft: str | None,
+    method: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    draft_tokens: int | None,
+    assignments: tuple[str, ...],
+    dtype: str,
+    device: str,
+    threads: int | None,
+    pool: str | None,
+    pool_read_only: bool,
+    as_json: bool,
+) -> None:
+    """Continue PROMPT, or standard input if it is -, or the text of --prompt-file."""
+    from ouroboros._render import Screen
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    options = options_from_strings(method, method_settings(assignments, draft_tokens))
+    check_threads(threads)
+    if pool_read_only and pool is None:
+        raise InputError("--pool-read-only needs a --pool FILE to read")
+    text = _read_prompt(prompt, prompt_file)
+    screen = Screen()
+    # A download shows its own progress, which a spinner would spoil.
+    local = all(name is None or Path(name).is_dir() for name in (target, draft))
+    status = screen.status("loading") if local else contextlib.nullcontext()
+    with session.interrupts.at_once(screen.restore_cursor), status:
+        decoder = session.load(target, draft, method, options, dtype, device, threads, pool, pool_read_only)
+    with contextlib.closing(decoder):
+        if not as_json:
+            screen.legend()
+        result, interrupted = show_stream(decoder, text, params, None if as_json else screen, session.interrupts)
+        if as_json:
+            screen.text(_as_json(result))
+        else:
+            screen.figures(result.stats, " (interrupted)" if interrupted else "")
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def show_stream(
+    decoder: Decoder, prompt: str, params: SamplingParams, screen: Screen | None, interrupts: Interrupts
+) -> tuple[GenerationResult, bool]:
+    """Generate, showing the text as it comes; the result as far as it got, and whether Ctrl-C ended it."""
+    interrupted = False
+    stream = decoder.stream(prompt, params=params)
+    try:
+        with stream:
+            for chunk in stream:
+                if screen is not None:
+                    screen.pieces(chunk.pieces)
+                interrupts.check()
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if screen is not None:
+            screen.end_text()
+    return stream.result, interrupted
+
+
+def _as_json(result: GenerationResult) -> str:
+    names = ("text", "token_ids", "prompt_token_ids", "finish_reason")
+    values: dict[str, object] = {name: getattr(result, name) for name in names}
+    return to_json({**values, "stats": result.stats.to_dict()})
+
+
+def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt from where the user says, with no byte changed.
+
+    Raises:
+        InputError: given twice or not at all, unreadable, or not UTF-8.
+    """
+    if prompt is None and prompt_file is None:
+        raise InputError("no prompt: give PROMPT, --prompt-file F, or - for standard input")
+    if prompt is not None and prompt_file is not None:
+        raise InputError(f"prompt must be given once, not as {prompt[:40]!r} and as --prompt-file {prompt_file!r}")
+    if prompt is not None and prompt != "-":
+        return prompt
+    name = "standard input" if prompt_file is None else f"prompt file {prompt_file!r}"
+    try:
+        if prompt_file is not None:
+            data = Path(prompt_file).read_bytes()
+        elif sys.stdin is None:
+            raise InputError("cannot read standard input: it is closed")
+        else:
+            data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror}") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} must be UTF-8 text; byte {error.start} ({data[error.start]:#04x}) is not") from None

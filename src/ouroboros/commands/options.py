@@ -1,0 +1,115 @@
+"""What the commands share: the session that they are given, and the conversion of option texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from ouroboros.commands.process import Interrupts
+from ouroboros.config import MethodOptions, SamplingParams
+from ouroboros.errors import InputError
+
+if TYPE_CHECKING:
+    from ouroboros.generate import Decoder
+
+__all__ = ["Load", "Session", "check_threads", "method_settings", "place_options", "sampling_options", "to_json"]
+
+_Command = Callable[..., Any]
+_DEFAULTS = SamplingParams()
+_MOST_THREADS = 1024
+_JSON_ESCAPES = {n: f"\\u{n:04x}" for n in range(0x7F, 0xA0)}  # json leaves these in, and a terminal obeys some
+
+
+class Load(Protocol):
+    """How a command gets its decoder."""
+
+    def __call__(
+        self,
+        target: str | None,
+        draft: str | None,
+        method: str,
+        options: MethodOptions,
+        dtype: str,
+        device: str,
+        threads: int | None,
+        pool: str | bool | None,
+        pool_read_only: bool,
+        /,
+    ) -> Decoder: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command is given beside its options."""
+
+    interrupts: Interrupts
+    load: Load
+
+
+def _together(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# The fields of SamplingParams, with its defaults.
+sampling_options = _together(
+    click.option("--max-new-tokens", type=int, metavar="N", default=_DEFAULTS.max_new_tokens, show_default=True),
+    click.option("--temperature", type=float, default=_DEFAULTS.temperature, show_default=True, help="0 is greedy."),
+    click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0 keeps all tokens."),
+    click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True),
+    click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True),
+    click.option("--repetition-penalty", type=float, default=_DEFAULTS.repetition_penalty, show_default=True),
+    click.option(
+        "--seed", type=int, default=_DEFAULTS.seed, help="Of the draws; by default one is drawn and reported."
+    ),
+    click.option("--stop", multiple=True, metavar="S", help="End the output where this text begins. Repeatable."),
+    click.option("--ignore-eos", is_flag=True, default=_DEFAULTS.ignore_eos, help="Go on past end-of-sequence tokens."),
+)
+# Where and how the models run.
+place_options = _together(
+    click.option("--dtype", default="auto", show_default=True, help="Type of the weights."),
+    click.option("--device", default="auto", show_default=True, help="Where the models run, as torch names it."),
+    click.option("--threads", type=int, metavar="N", help="CPU threads of a forward."),
+)
+
+
+def to_json(values: Mapping[str, object]) -> str:
+    """One line that holds one object, and no control character that a terminal would obey."""
+    return json.dumps(values, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
+
+
+def check_threads(threads: int | None) -> None:
+    """
+    Raises:
+        InputError: a number of threads that no machine has.
+    """
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise InputError(f"--threads must be a whole number from 1 to {_MOST_THREADS}, not {threads}")
+
+
+def method_settings(assignments: Sequence[str], draft_tokens: int | None = None) -> dict[str, str]:
+    """Option texts by name, from ``--set name=value`` and ``--draft-tokens N``.
+
+    Raises:
+        InputError: no ``=``, or an option that is given twice.
+    """
+    pairs = [] if draft_tokens is None else [("draft_tokens", str(draft_tokens))]
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set must be NAME=VALUE, not {assignment!r}")
+        pairs.append((name.strip(), value.strip()))
+    settings: dict[str, str] = {}
+    for name, value in pairs:
+        if name in settings:
+            raise InputError(f"option {name!r} must be given once, not as {settings[name]!r} and as {value!r}")
+        settings[name] = value
+    return settings
