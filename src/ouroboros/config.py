@@ -83,6 +83,7 @@ class SamplingParams:
         processors: callables ``(input_ids [B, L], scores [B, V]) -> scores``, such as transformers' LogitsProcessors;
             they are called for each tree node on its own history, in any order, also with the draft model's scores, and
             so must be functions of their arguments alone.
+        grammar: one entry: ``json_schema`` (mapping or text), ``regex`` or ``lark``; the output then matches it.
         seed: 0 … 2**63-1; None draws one, which ``stats.seed`` reports.
         stop: texts that end the output where they begin.
         ignore_eos: go on past end-of-sequence tokens.
@@ -101,6 +102,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     processors: tuple[Processor, ...] = ()
+    grammar: Mapping[str, Any] | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -121,6 +123,12 @@ class SamplingParams:
             _check_number(name, value, _is_number(value), "a number")
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
         object.__setattr__(self, "processors", _processors(self.processors))
+        if self.grammar is not None:
+            known = ("json_schema", "regex", "lark")
+            if not isinstance(self.grammar, Mapping) or len(self.grammar) != 1 or next(iter(self.grammar)) not in known:
+                raise InputError(f"grammar must have one entry, named {' or '.join(known)}, not {self.grammar!r}")
+            if self.ignore_eos:
+                raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
         stop = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop

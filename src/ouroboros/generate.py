@@ -11,14 +11,16 @@ import os
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, TypeGuard, cast, overload
 
 from ouroboros.config import MethodOptions, SamplingParams
 from ouroboros.decoder import Step, decode
+from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import build_drafter
+from ouroboros.drafting.forced import ForcedDrafter
 from ouroboros.errors import InputError, OuroborosError
+from ouroboros.grammar import Grammar
 from ouroboros.models.base import CausalModel
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import save_pool
@@ -253,13 +255,25 @@ class Decoder:
             raise InputError(f"stop needs a tokenizer, and this model has none: {params.stop!r}")
         seed = secrets.randbits(63) if params.seed is None else params.seed
         info = self.target.info
-        sampler = Sampler(params, seed, info.vocab_size, len(ids))
-        recorder = StatsRecorder(self.method, info.backend, info.dtype, info.device, seed, len(ids))
         stop_ids = frozenset() if params.ignore_eos else self._eos_token_ids()
+        grammar = self._grammar(params, stop_ids, len(ids))
+        sampler = Sampler(params, seed, info.vocab_size, len(ids), [grammar] if grammar else [])
+        recorder = StatsRecorder(self.method, info.backend, info.dtype, info.device, seed, len(ids))
         pool = PhrasePool() if self.pool is None else self.pool
-        start = partial(build_drafter, self.options, self.draft, sampler, pool, ids, stop_ids, info.max_positions)
+
+        def start() -> Drafter:
+            drafter = build_drafter(self.options, self.draft, sampler, pool, ids, stop_ids, info.max_positions)
+            return ForcedDrafter(drafter, grammar.forced) if grammar and self.method != "autoregressive" else drafter
+
         steps = decode(self.target, start, sampler, ids, params.max_new_tokens, stop_ids, recorder)
         return Stream(steps, self.tokenizer, params.stop, recorder, ids, stop_ids)
+
+    def _grammar(self, params: SamplingParams, stop_ids: frozenset[int], prompt_length: int) -> Grammar | None:
+        if params.grammar is None:
+            return None
+        if self.tokenizer is None:
+            raise InputError("grammar needs a tokenizer, and this model has none")
+        return Grammar(params.grammar, self.tokenizer, self.target.info.vocab_size, stop_ids, prompt_length)
 
     def _eos_token_ids(self) -> frozenset[int]:
         ids = self.target.info.eos_token_ids

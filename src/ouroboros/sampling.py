@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ouroboros.config import SamplingParams
+from ouroboros.config import Processor, SamplingParams
 
 __all__ = ["Sampler", "gumbel_noise", "keep_largest"]
 
@@ -75,13 +75,22 @@ class Sampler:
         params: the request's parameters. seed: the request's seed (``params.seed`` or a drawn one).
         vocab_size: of the target model; rows of logits of another length are cut or filled up.
         prompt_length: presence and frequency penalties count the tokens behind the prompt.
+        processors: applied behind those of ``params``.
     """
 
-    def __init__(self, params: SamplingParams, seed: int, vocab_size: int, prompt_length: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int,
+        vocab_size: int,
+        prompt_length: int = 0,
+        processors: Sequence[Processor] = (),
+    ) -> None:
         self.params = params
         self.seed = seed
         self.vocab_size = vocab_size
         self.prompt_length = prompt_length
+        self.processors = (*params.processors, *processors)
         self._noise: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -94,7 +103,7 @@ class Sampler:
         """Whether draws depend on the history; where they do not, histories may be empty."""
         params = self.params
         penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-        return bool(penalised or params.processors)
+        return bool(penalised or self.processors)
 
     def argmax(self, logits_RV: Tensor) -> list[int]:
         """The likeliest token of each raw row (ties to the lowest id); one transfer to the host."""
@@ -141,7 +150,7 @@ class Sampler:
             scores_RV = scores_RV.index_add(-1, ids, bias.to(scores_RV.dtype).expand(len(scores_RV), -1))
         if self.needs_history:
             scores_RV = self._penalise(scores_RV.clone(), histories)
-        if params.processors:
+        if self.processors:
             scores_RV = self._process(scores_RV, histories)
         if params.greedy:
             return scores_RV
@@ -184,7 +193,7 @@ class Sampler:
         for rows in groups.values():
             ids_BL = torch.tensor([list(histories[row]) for row in rows], dtype=torch.long, device=scores_RV.device)
             scores_BV = scores_RV[rows]
-            for processor in self.params.processors:
+            for processor in self.processors:
                 scores_BV = processor(ids_BL, scores_BV)
             out_RV[rows] = scores_BV.to(out_RV.dtype)
         return out_RV

@@ -47,6 +47,7 @@ class Tokenizer:
 
     def __init__(self, hf_tokenizer: Any) -> None:
         self._hf = hf_tokenizer
+        self.hf = hf_tokenizer
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> Tokenizer | None:
