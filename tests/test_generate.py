@@ -14,7 +14,7 @@ import torch
 import ouroboros
 from ouroboros import Decoder, InputError, OuroborosError, OuroborosOptions, SamplingParams
 from ouroboros.stats import Stats, StatsRecorder
-from tests.pairs import EMBEDDED
+from tests.pairs import EMBEDDED, Pair
 
 PROMPT = "def fibonacci(n):\n    "
 
@@ -251,6 +251,25 @@ def test_bad_options() -> None:
         ouroboros.PromptLookupOptions(min_ngram=4)
     with pytest.raises(InputError, match=r"method must be one of .*'medusa'"):
         ouroboros.load(method="medusa")
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "ouroboros"])
+def test_logprobs_are_the_targets_own(method: str, embedded: Pair) -> None:
+    decoder = ouroboros.load(method=method, dtype="float32")
+    result = decoder.generate(PROMPT, max_new_tokens=12, temperature=0.8, seed=3, top_k=20, logprobs=3, ignore_eos=True)
+    assert result.logprobs is not None
+    assert len(result.logprobs) == 12
+    text = list(result.prompt_token_ids)
+    for token, entry in zip(result.token_ids, result.logprobs, strict=True):
+        exact = embedded.oracle.logits(text).log_softmax(-1)
+        assert entry.logprob == pytest.approx(exact[token].item(), abs=1e-4)
+        assert [value for _, value in entry.top] == pytest.approx(exact.topk(3).values.tolist(), abs=1e-4)
+        assert exact[[i for i, _ in entry.top]].tolist() == pytest.approx([value for _, value in entry.top], abs=1e-4)
+        text.append(token)
+    assert decoder.generate(PROMPT, max_new_tokens=3).logprobs is None
+    own = decoder.generate(PROMPT, max_new_tokens=3, logprobs=0).logprobs
+    assert own is not None
+    assert own[0].top == ()
 
 
 def test_seeds(decoder: Decoder) -> None:

@@ -70,7 +70,7 @@ def test_warping_is_transformers_own(params: SamplingParams) -> None:
         steps += [MinPLogitsWarper(params.min_p)] if params.min_p else []
     assert config is not None
     theirs = steps(torch.LongTensor(histories), torch.FloatTensor(logits_RV.clone()))
-    ours = Sampler(params, 0, 100)._warp(logits_RV, histories)
+    ours = Sampler(params, 0, 100).warp(logits_RV, histories)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -96,7 +96,7 @@ def test_ties_go_to_the_lowest_id() -> None:
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3])
 def test_top_p_keeps_at_least_one(top_p: float) -> None:
-    warped = Sampler(SamplingParams(temperature=1, top_p=top_p), 0, 4)._warp(torch.tensor([[0.0, 4.0, 1.0, 2.0]]), [()])
+    warped = Sampler(SamplingParams(temperature=1, top_p=top_p), 0, 4).warp(torch.tensor([[0.0, 4.0, 1.0, 2.0]]), [()])
     assert torch.isfinite(warped).tolist() == [[False, True, False, False]]
 
 

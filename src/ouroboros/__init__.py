@@ -21,6 +21,7 @@ from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileErro
 
 if TYPE_CHECKING:
     from ouroboros.generate import Chunk, Decoder, GenerationResult, Stream
+    from ouroboros.integrations.generate import custom_generate
     from ouroboros.pairing import load
     from ouroboros.phrases.pool import PhrasePool
     from ouroboros.stats import Stats
@@ -44,6 +45,7 @@ __all__ = [
     "Stats",
     "Stream",
     "__version__",
+    "custom_generate",
     "load",
 ]
 
@@ -54,6 +56,7 @@ _LAZY = {
     "PhrasePool": "ouroboros.phrases.pool",
     "Stats": "ouroboros.stats",
     "Stream": "ouroboros.generate",
+    "custom_generate": "ouroboros.integrations.generate",
     "load": "ouroboros.pairing",
 }
 

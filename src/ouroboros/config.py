@@ -84,6 +84,7 @@ class SamplingParams:
             they are called for each tree node on its own history, in any order, also with the draft model's scores, and
             so must be functions of their arguments alone.
         grammar: one entry: ``json_schema`` (mapping or text), ``regex`` or ``lark``; the output then matches it.
+        logprobs: the n likeliest tokens with their log-probabilities at each new token (0: the token's own alone).
         seed: 0 … 2**63-1; None draws one, which ``stats.seed`` reports.
         stop: texts that end the output where they begin.
         ignore_eos: go on past end-of-sequence tokens.
@@ -103,6 +104,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     processors: tuple[Processor, ...] = ()
     grammar: Mapping[str, Any] | None = None
+    logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -129,6 +131,8 @@ class SamplingParams:
                 raise InputError(f"grammar must have one entry, named {' or '.join(known)}, not {self.grammar!r}")
             if self.ignore_eos:
                 raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, 1000)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, MAX_SEED)
         stop = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop

@@ -7,8 +7,11 @@ the tree. The loop never touches a cache, and yields the new tokens of each step
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Sequence, Set
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from ouroboros.drafting.base import Drafter
 from ouroboros.models.base import CausalModel, ScoreRequest
@@ -22,10 +25,14 @@ __all__ = ["Step", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The tokens that one target forward yielded, in order, and where each came from."""
+    """The tokens that one target forward yielded, in order, and where each came from.
+
+    ``logits_TV``: the target's raw logits that each token was drawn from, where they were asked for.
+    """
 
     tokens: tuple[int, ...]
     origins: tuple[Origin, ...]
+    logits_TV: Tensor | None = None
 
 
 def decode(
@@ -36,12 +43,14 @@ def decode(
     max_new_tokens: int,
     stop_ids: Set[int],
     recorder: StatsRecorder,
-) -> Iterator[Step]:
+    keep_logits: bool = False,
+) -> Generator[Step]:
     """Yields steps until ``max_new_tokens``, a stop token or the end of the context.
 
     Args:
         prompt: at least one token, shorter than the context. start_drafter: makes and prefills the drafter.
         recorder: gets counts and times; what is emitted is counted by whoever keeps it.
+        keep_logits: whether steps carry their logits.
     """
     clock = time.perf_counter
     began = clock()
@@ -70,6 +79,7 @@ def decode(
         recorder.draft_forwards = drafter.draft_forwards
         recorder.draft_seconds += drafted - began
         recorder.decode_seconds += clock() - began
-        yield Step(tokens, verdict.origins[: len(tokens)])
+        rows = logits_NV[torch.tensor(verdict.path[: len(tokens)])] if keep_logits else None
+        yield Step(tokens, verdict.origins[: len(tokens)], rows)
         if tokens[-1] in stop_ids:
             return

@@ -3,6 +3,7 @@
     OuroborosError
     ├── InputError (also a ValueError)   a prompt, a parameter or an option that is not allowed
     ├── LoadError                        a checkpoint, a tokenizer or a pair of models that cannot be used
+    │   └── UnsupportedArchitecture      sound, as far as one can tell, but not what the native decoder computes
     └── PoolFileError                    a file that is no phrase pool, or a pool of another vocabulary
 
 Each message is one line that names the value at fault and what is allowed, so that the command line can print it
@@ -11,7 +12,7 @@ as it is. A broken invariant of the code itself is an ``assert`` and never one o
 
 from __future__ import annotations
 
-__all__ = ["InputError", "LoadError", "OuroborosError", "PoolFileError"]
+__all__ = ["InputError", "LoadError", "OuroborosError", "PoolFileError", "UnsupportedArchitecture"]
 
 
 class OuroborosError(Exception):
@@ -24,6 +25,10 @@ class InputError(OuroborosError, ValueError):
 
 class LoadError(OuroborosError):
     """A checkpoint, a tokenizer or a pair of models cannot be used."""
+
+
+class UnsupportedArchitecture(LoadError):  # noqa: N818 - it is an error by its parent's name
+    """A model that the native decoder does not compute, by its type or by one of its settings."""
 
 
 class PoolFileError(OuroborosError):

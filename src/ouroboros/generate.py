@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeGuard, cast, overload
 
+import torch
+from torch import Tensor
+
 from ouroboros.config import MethodOptions, SamplingParams
 from ouroboros.decoder import Step, decode
 from ouroboros.drafting.base import Drafter
@@ -28,9 +31,18 @@ from ouroboros.sampling import Sampler
 from ouroboros.stats import Stats, StatsRecorder
 from ouroboros.text import TextStream, Tokenizer
 
-__all__ = ["Chunk", "Decoder", "GenerationResult", "Prompt", "Stream"]
+__all__ = ["Chunk", "Decoder", "GenerationResult", "Prompt", "Stream", "TokenLogprobs"]
 
 Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A new token's log-probability under the target model (raw, before any warping, natural logarithm), and the
+    likeliest tokens' (token id, log-probability), best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,7 @@ class GenerationResult:
         token_ids: the new tokens; a closing end-of-sequence token is among them, and with a stop string they end with
             the token that completes it. prompt_token_ids: the prompt's tokens.
         finish_reason: ``stop`` (end-of-sequence or stop string), ``length``, or ``cancelled`` for a closed stream.
-        stats: what happened.
+        stats: what happened. logprobs: of each new token, if they were asked for.
     """
 
     text: str | None
@@ -50,6 +62,7 @@ class GenerationResult:
     prompt_token_ids: tuple[int, ...]
     finish_reason: str
     stats: Stats
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +95,15 @@ class Stream:
         recorder: StatsRecorder,
         prompt: Sequence[int],
         stop_ids: frozenset[int],
+        logprobs: int | None = None,
     ) -> None:
         self._text = TextStream(tokenizer, prompt, stops)
         self._has_text = tokenizer is not None
         self._recorder = recorder
         self._prompt = tuple(prompt)
         self._stop_ids = stop_ids
+        self._logprobs: list[TokenLogprobs] | None = None if logprobs is None else []
+        self._top = logprobs or 0
         self._token_ids: list[int] = []
         self._written: list[str] = []
         self._reason = "cancelled"
@@ -157,6 +173,8 @@ class Stream:
         token_ids = step.tokens[: len(pieces)]
         text = "".join(piece for piece, _ in pieces)
         self._token_ids += token_ids
+        if self._logprobs is not None and step.logits_TV is not None:
+            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
         self._written.append(text)
         return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces)), stopped
 
@@ -168,6 +186,7 @@ class Stream:
                 prompt_token_ids=self._prompt,
                 finish_reason=self._reason,
                 stats=self._recorder.freeze(),
+                logprobs=None if self._logprobs is None else tuple(self._logprobs),
             )
 
 
@@ -262,11 +281,13 @@ class Decoder:
         pool = PhrasePool() if self.pool is None else self.pool
 
         def start() -> Drafter:
-            drafter = build_drafter(self.options, self.draft, sampler, pool, ids, stop_ids, info.max_positions)
+            limits = info.max_positions, info.trees
+            drafter = build_drafter(self.options, self.draft, sampler, pool, ids, stop_ids, *limits)
             return ForcedDrafter(drafter, grammar.forced) if grammar and self.method != "autoregressive" else drafter
 
-        steps = decode(self.target, start, sampler, ids, params.max_new_tokens, stop_ids, recorder)
-        return Stream(steps, self.tokenizer, params.stop, recorder, ids, stop_ids)
+        keep = params.logprobs is not None
+        steps = decode(self.target, start, sampler, ids, params.max_new_tokens, stop_ids, recorder, keep)
+        return Stream(steps, self.tokenizer, params.stop, recorder, ids, stop_ids, params.logprobs)
 
     def _grammar(self, params: SamplingParams, stop_ids: frozenset[int], prompt_length: int) -> Grammar | None:
         if params.grammar is None:
@@ -295,6 +316,14 @@ class Decoder:
         if len(ids) > limit:
             raise InputError(f"prompt has {len(ids)} tokens; the target model's context allows at most {limit}")
         return ids
+
+
+def _logprobs(logits_TV: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:
+    logprobs_TV = (logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()).log_softmax(-1)
+    own = logprobs_TV.gather(-1, torch.tensor(token_ids, device=logits_TV.device)[:, None])[:, 0].tolist()
+    top = logprobs_TV.topk(min(count, logprobs_TV.shape[-1]), dim=-1)
+    rows = zip(own, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [TokenLogprobs(value, tuple(zip(ids, values, strict=True))) for value, ids, values in rows]
 
 
 def _is_batch(prompt: Prompt | Sequence[Prompt]) -> TypeGuard[Sequence[Prompt]]:

@@ -124,7 +124,7 @@ class Sampler:
     def perturbed(self, logits_RV: Tensor, positions: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
         """Warped logits plus noise, [R, V] in fp32 (fp64 for fp64 logits): the draw is each row's argmax."""
         params = self.params
-        scores_RV = self._warp(self._fit(logits_RV), histories)
+        scores_RV = self.warp(self._fit(logits_RV), histories)
         if params.greedy:
             return scores_RV
         if params.top_k or params.top_p < 1 or params.min_p:  # few tokens survive: noise for those alone
@@ -141,7 +141,8 @@ class Sampler:
         missing = self.vocab_size - logits_RV.shape[-1]
         return F.pad(logits_RV, (0, missing), value=-math.inf) if missing > 0 else logits_RV[:, : self.vocab_size]
 
-    def _warp(self, logits_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+    def warp(self, logits_RV: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Scores [R, V] after bias, penalties, processors and warping, -inf for what is cut away."""
         params = self.params
         scores_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
         if params.logit_bias:

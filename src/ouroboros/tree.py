@@ -120,6 +120,13 @@ class TokenTree:
                 new[node] = tree.add(new[self.parents[node]], self.tokens[node], self.origins[node])
         return tree
 
+    def chain(self) -> TokenTree:
+        """A new tree of one path: from the root down, at each node the child that was added first."""
+        path = [0]
+        while children := self._children[path[-1]]:
+            path.append(next(iter(children.values())))
+        return self.select(path)
+
     def ancestor_mask(self, start: int = 0) -> npt.NDArray[np.bool_]:
         """bool [nodes - start, nodes]: entry (i, j) is true where node j is node start+i or above it."""
         n = len(self.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 
 from ouroboros.config import (
     AutoregressiveOptions,
@@ -14,6 +15,7 @@ from ouroboros.config import (
 )
 from ouroboros.drafting.autoregressive import AutoregressiveDrafter
 from ouroboros.drafting.base import Drafter, DraftSession
+from ouroboros.drafting.chain import ChainDrafter
 from ouroboros.drafting.lookahead import LookaheadDrafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
 from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
@@ -36,8 +38,17 @@ def build_drafter(
     prompt: Sequence[int],
     stop_ids: Set[int],
     max_positions: int,
+    trees: bool = True,
 ) -> Drafter:
-    """The drafter that ``options`` ask for; a draft model is prefilled with the prompt here."""
+    """The drafter that ``options`` ask for; a draft model is prefilled with the prompt here.
+
+    ``max_positions``, ``trees``: of the target.
+    """
+    if not trees:
+        if isinstance(options, OuroborosOptions):  # phrases beside the draft's own choices would be the chain instead
+            options = replace(options, candidates=0)
+        no_window = 0  # lookahead's window is a tree: in no context does it fit
+        return ChainDrafter(build_drafter(options, draft, sampler, pool, prompt, stop_ids, no_window))
     match options:
         case AutoregressiveOptions():
             return AutoregressiveDrafter()
@@ -50,5 +61,7 @@ def build_drafter(
     if isinstance(options, SpeculativeOptions):
         return SpeculativeDrafter(options, session, sampler, stop_ids)
     assert isinstance(options, OuroborosOptions)
+    if not draft.info.trees:  # it drafts its own chain; branches come below it, from the pool and from second choices
+        options = replace(options, side_branches=0, phrase_drafting=False)
     own_pool = pool if options.reuse else PhrasePool()
     return OuroborosDrafter(options, session, sampler, own_pool, prompt, stop_ids)

@@ -1,29 +1,41 @@
-"""Attention of new rows over one sequence's cache, and rotary position embeddings.
+"""Attention of new rows over one sequence's cache.
 
 The mask rule: a new row sees every committed row, and of the pending and new rows those that are itself or above it in
-the tree. Tensor names: H heads, N new rows, T all rows, D head size.
+the tree; in a layer with a sliding window, of these only the rows whose position is less than ``window`` before its
+own. Tensor names: H heads, N new rows, T all rows, D head size.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ouroboros.errors import LoadError
 from ouroboros.tree import TokenTree
 
-__all__ = ["attend", "rotary_frequencies", "rotate", "visible_rows"]
+__all__ = ["View", "attend", "visible_rows"]
 
 
-def visible_rows(committed: int, catch_up: int, tree: TokenTree | None, pending: int) -> Tensor | None:
-    """bool [N, T]: which rows each new row sees. New rows: ``catch_up`` committed tokens, then the tree's new nodes.
+class View(NamedTuple):
+    """What new rows see of a cache: rows from ``first`` on, where ``mask`` (bool [N, T - first]) allows; None: all."""
 
-    None where every row sees all rows (a single new one).
-    """
+    first: int
+    mask: Tensor | None
+
+
+def visible_rows(
+    committed: int, catch_up: int, tree: TokenTree | None, pending: int, windows: Iterable[int | None]
+) -> dict[int | None, View]:
+    """For each window what the new rows see: ``catch_up`` committed tokens, then the tree's new nodes."""
+    mask = _causal_mask(committed, catch_up, tree, pending)
+    return {w: View(0, mask) if w is None else _windowed(mask, committed, catch_up, tree, pending, w) for w in windows}
+
+
+def _causal_mask(committed: int, catch_up: int, tree: TokenTree | None, pending: int) -> Tensor | None:
+    """bool [N, T]; None where every row sees all rows (a single new one)."""
     nodes = 0 if tree is None else len(tree) - pending
     new = catch_up + nodes
     if new == 1 and pending == 0:
@@ -39,76 +51,30 @@ def visible_rows(committed: int, catch_up: int, tree: TokenTree | None, pending:
     return mask
 
 
-def attend(queries_HND: Tensor, keys_HTD: Tensor, values_HTD: Tensor, mask_NT: Tensor | None) -> Tensor:
-    """Softmax attention with grouped keys: query head h reads key head h * kv_heads // heads. Returns [N, H * D]."""
+def _windowed(
+    mask: Tensor | None, committed: int, catch_up: int, tree: TokenTree | None, pending: int, window: int
+) -> View:
+    root = committed + catch_up  # committed row i has position i, a node its root's position and its depth
+    nodes = [] if tree is None else [root + depth for depth in tree.depths]
+    new = [*range(committed, root), *nodes[pending:]]
+    if max(new) < window:
+        return View(0, mask)
+    first = min(max(min(new) - window + 1, 0), root)  # no new row sees a row before it
+    if mask is None:
+        return View(first, None)
+    distance = torch.tensor(new)[:, None] - torch.tensor([*range(first, root), *nodes])
+    return View(first, mask[:, first:] & (distance < window))
+
+
+def attend(
+    queries_HND: Tensor, keys_HTD: Tensor, values_HTD: Tensor, mask_NT: Tensor | None, scale: float | None = None
+) -> Tensor:
+    """Softmax attention with grouped keys: query head h reads key head h * kv_heads // heads. Returns [N, H * D].
+
+    ``scale``: factor on the scores; by default 1 / √D.
+    """
     grouped = queries_HND.shape[0] != keys_HTD.shape[0]
     mask = None if mask_NT is None else mask_NT[None, None]
-    out = F.scaled_dot_product_attention(queries_HND[None], keys_HTD[None], values_HTD[None], mask, enable_gqa=grouped)
+    queries, keys, values = queries_HND[None], keys_HTD[None], values_HTD[None]
+    out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale, enable_gqa=grouped)
     return out[0].transpose(0, 1).flatten(1)
-
-
-def rotate(x_HND: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Rotary embedding in the half-split layout of Hugging Face checkpoints (Su et al. 2021)."""
-    half = x_HND.shape[-1] // 2
-    turned = torch.cat((-x_HND[..., half:], x_HND[..., :half]), dim=-1)
-    return x_HND * cos_ND + turned * sin_ND
-
-
-def _number(scaling: Mapping[str, object], name: str, default: float | None = None, above: float = 0) -> float:
-    """A number of the rope scaling; null is as good as nothing."""
-    value = scaling.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
-        kind = scaling.get("rope_type")
-        raise LoadError(f"rope scaling {kind!r} needs a number above {above} as {name!r}, not {value!r}")
-    return float(value)
-
-
-def rotary_frequencies(head_size: int, scaling: Mapping[str, object], max_positions: int) -> tuple[Tensor, float]:
-    """Inverse frequencies fp32 [D/2] and the factor on cos and sin, for the rope types whose angles do not depend on
-    the length of the input: default, linear (kaiokendev 2023), llama3 (Meta 2024) and yarn (Peng et al. 2023).
-
-    Raises:
-        LoadError: another rope type, which would have to re-compute cached keys as the text grows; or a number that is
-            missing or makes no sense.
-    """
-    kind = scaling.get("rope_type", "default")
-    theta = _number(scaling, "rope_theta", 10000.0, above=1)
-    inverse = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size)
-    if kind == "default":
-        return inverse, 1.0
-    if kind not in ("linear", "llama3", "yarn"):
-        raise LoadError(f"rope scaling {kind!r} is not supported (supported: default, linear, llama3, yarn)")
-    factor = _number(scaling, "factor")
-    if kind == "linear":
-        return inverse / factor, 1.0
-    original = _number(scaling, "original_max_position_embeddings", float(max_positions))
-    if kind == "llama3":
-        low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
-        wavelength = 2 * math.pi / inverse
-        smooth = (original / wavelength - low) / (high - low)
-        blended = (1 - smooth) * inverse / factor + smooth * inverse
-        scaled = torch.where(wavelength > original / low, inverse / factor, inverse)
-        middle = (wavelength <= original / low) & (wavelength >= original / high)
-        return torch.where(middle, blended, scaled), 1.0
-
-    def turns(count: float) -> float:  # the dimension whose wave turns ``count`` times in the original context
-        return head_size * math.log(original / (count * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = turns(_number(scaling, "beta_fast", 32.0)), turns(_number(scaling, "beta_slow", 1.0))
-    if scaling.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_size - 1)
-    ramp = ((torch.arange(head_size // 2).float() - low) / (high - low or 0.001)).clamp(0, 1)
-    return inverse / factor * ramp + inverse * (1 - ramp), _yarn_magnitude(scaling, factor)
-
-
-def _yarn_magnitude(scaling: Mapping[str, object], factor: float) -> float:
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    if scaling.get("attention_factor") is not None:
-        return _number(scaling, "attention_factor")
-    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return magnitude(_number(scaling, "mscale")) / magnitude(_number(scaling, "mscale_all_dim"))
-    return magnitude(1.0)

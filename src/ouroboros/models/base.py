@@ -21,7 +21,8 @@ __all__ = ["CausalModel", "ModelInfo", "ScoreRequest", "Slot"]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names."""
+    """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names;
+    ``trees``: False where ``score`` takes chains only."""
 
     backend: str
     vocab_size: int
@@ -30,6 +31,7 @@ class ModelInfo:
     parameters: int
     dtype: str
     device: str
+    trees: bool = True
 
 
 class Slot(Protocol):

@@ -52,8 +52,9 @@ class KVCache:
             grown[:, :, :, :used] = self._buffer[:, :, :, :used]
             self._buffer = grown
 
-    def write(self, layer: int, keys_HND: Tensor, values_HND: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts N rows of one layer behind the pending ones. Returns that layer's keys and values up to and with them.
+    def write(self, layer: int, keys_HND: Tensor, values_HND: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Puts N rows of one layer behind the pending ones. Returns that layer's keys and values from row ``first`` on,
+        up to and with the new ones.
 
         ``reserve`` must have made room; ``advance`` makes the rows count once every layer is written.
         """
@@ -62,7 +63,7 @@ class KVCache:
         keys, values = self._buffer[layer]
         keys[:, start:end] = keys_HND
         values[:, start:end] = values_HND
-        return keys[:, :end], values[:, :end]
+        return keys[:, first:end], values[:, first:end]
 
     def advance(self, committed: int, pending: int) -> None:
         """Counts rows that every layer has written: ``committed`` of them first, then ``pending``."""

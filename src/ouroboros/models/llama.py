@@ -1,15 +1,16 @@
-"""The native decoder of the Llama architecture: config, weights, one forward for any number of trees.
+"""The native decoder of the Llama architecture and its variations: weights, one forward for any number of trees.
 
 Rows of all sequences go through the linear layers together; attention runs sequence by sequence over each cache. Only
-the rows that are asked for pass the final norm and the output matrix. It knows nothing of files (see loading.py).
+the rows that are asked for pass the final norm and the output matrix. It knows nothing of files (see loading.py) and
+nothing of families: config.py describes the mathematics, families.py reads it out of config.json.
 
 Tensor names: N rows of this forward, E hidden size, H query heads, K key heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,61 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros.errors import LoadError
-from ouroboros.models.attention import attend, rotary_frequencies, rotate, visible_rows
+from ouroboros.models.attention import View, attend, visible_rows
 from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
+from ouroboros.models.config import DecoderConfig
 from ouroboros.models.kv_cache import KVCache
+from ouroboros.models.rotary import rotary_frequencies, rotate
 from ouroboros.tree import TokenTree
 
-__all__ = ["LlamaConfig", "LlamaModel", "WeightSource"]
+__all__ = ["LlamaModel", "WeightSource"]
 
 PREFILL_CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaConfig:
-    """What config.json says of the architecture (names as there)."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    rope: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-            raise LoadError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})")
-        if self.head_dim % 2:
-            raise LoadError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that a checkpoint of this config must hold, with its shape."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
-        for i in range(self.num_hidden_layers):
-            layer = f"model.layers.{i}."
-            sizes = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
-            mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
-            for block, linears, bias in (("self_attn", sizes, self.attention_bias), ("mlp", mlp, self.mlp_bias)):
-                for name, shape in linears.items():
-                    shapes[f"{layer}{block}.{name}.weight"] = shape
-                    if bias:
-                        shapes[f"{layer}{block}.{name}.bias"] = shape[:1]
-            shapes[layer + "input_layernorm.weight"] = (hidden,)
-            shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
 
 
 class WeightSource(Protocol):
@@ -94,8 +50,11 @@ class _Linear:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    window: int | None  # positions that its rows see, None for all
+    rotary: bool
     input_norm: Tensor
     qkv: _Linear
+    qk_norm: Tensor | None  # [query heads + key heads, 1, head size]
     out: _Linear
     post_norm: Tensor
     gate_up: _Linear
@@ -103,10 +62,10 @@ class _Layer:
 
 
 class LlamaModel:
-    """A Llama-architecture model (see base.CausalModel).
+    """A model of the Llama kind (see base.CausalModel).
 
     Args:
-        config: the architecture. weights: the checkpoint's tensors; each is converted and let go at once.
+        config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
         eos_token_ids: kept for the decoder. dtype, device: where and how to compute.
 
     Raises:
@@ -115,7 +74,7 @@ class LlamaModel:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: DecoderConfig,
         weights: WeightSource,
         eos_token_ids: frozenset[int],
         dtype: torch.dtype,
@@ -135,20 +94,29 @@ class LlamaModel:
             weight = get(*(f"{prefix}{name}.weight" for name in names))
             return _Linear(weight, get(*(f"{prefix}{name}.bias" for name in names)) if bias else None)
 
+        def head_norms(prefix: str) -> Tensor:
+            q, k = get(prefix + "q_norm.weight"), get(prefix + "k_norm.weight")
+            counts = torch.tensor((config.num_attention_heads, config.num_key_value_heads), device=device)
+            return torch.stack((q, k)).repeat_interleave(counts, dim=0)[:, None]
+
         self._embedding = get("model.embed_tokens.weight")
         self._layers = []
         for i in range(config.num_hidden_layers):
             prefix = f"model.layers.{i}."
             self._layers.append(
                 _Layer(
+                    window=config.windows.get(i),
+                    rotary=i not in config.without_rotary,
                     input_norm=get(prefix + "input_layernorm.weight"),
-                    qkv=linear(prefix + "self_attn.", ("q_proj", "k_proj", "v_proj"), config.attention_bias),
-                    out=linear(prefix + "self_attn.", ("o_proj",), config.attention_bias),
+                    qkv=linear(prefix + "self_attn.", tuple(config.qkv()), config.qkv_bias),
+                    qk_norm=head_norms(prefix + "self_attn.") if config.qk_norm else None,
+                    out=linear(prefix + "self_attn.", ("o_proj",), config.out_bias),
                     post_norm=get(prefix + "post_attention_layernorm.weight"),
-                    gate_up=linear(prefix + "mlp.", ("gate_proj", "up_proj"), config.mlp_bias),
+                    gate_up=linear(prefix + "mlp.", tuple(config.gate_up()), config.mlp_bias),
                     down=linear(prefix + "mlp.", ("down_proj",), config.mlp_bias),
                 )
             )
+        self._windows = {layer.window for layer in self._layers}
         self._norm = get("model.norm.weight")
         self._head = _Linear(self._embedding if config.tie_word_embeddings else get("lm_head.weight"), None)
         self._inverse, self._rope_factor = rotary_frequencies(
@@ -191,6 +159,8 @@ class LlamaModel:
         if len(wanted) < hidden_NE.shape[0] or any(r.rows is not None for r in requests):
             hidden_NE = hidden_NE[torch.tensor(wanted, dtype=torch.long, device=self._device)]
         logits_NV = self._head(_rms_norm(hidden_NE, self._norm, self.config.rms_norm_eps))
+        if self.config.logits_divisor != 1:
+            logits_NV /= self.config.logits_divisor
         return list(logits_NV.split(counts))
 
     def _forward(self, blocks: Sequence[_Block]) -> Tensor:
@@ -200,30 +170,38 @@ class LlamaModel:
         positions = [p for block in blocks for p in block.positions]
         for block in blocks:
             block.cache.reserve(len(block.positions))
-        masks = [block.mask(self._device) for block in blocks]
+        views = [block.views(self._windows, self._device) for block in blocks]
         sizes = [len(block.positions) for block in blocks]
         cos_ND, sin_ND = self._rotary(positions)
         tokens = torch.tensor([t for b in blocks for t in b.tokens], device=self._device)
         # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
         x_NE = self._embedding[tokens.clamp_(max=config.vocab_size - 1)]
+        if config.embedding_multiplier != 1:
+            x_NE = x_NE * config.embedding_multiplier
         for i, layer in enumerate(self._layers):
             qkv_ND = layer.qkv(_rms_norm(x_NE, layer.input_norm, config.rms_norm_eps))
             qkv_HND = qkv_ND.view(len(positions), heads + 2 * kv_heads, config.head_dim).transpose(0, 1)
-            qk_HND = rotate(qkv_HND[: heads + kv_heads], cos_ND, sin_ND)
+            qk_HND = qkv_HND[: heads + kv_heads]
+            if layer.qk_norm is not None:
+                qk_HND = _rms_norm(qk_HND, layer.qk_norm, config.rms_norm_eps)
+            if layer.rotary:
+                qk_HND = rotate(qk_HND, cos_ND, sin_ND)
             parts = []
-            for block, mask, q, k, v in zip(
+            for block, view, q, k, v in zip(
                 blocks,
-                masks,
+                views,
                 qk_HND[:heads].split(sizes, 1),
                 qk_HND[heads:].split(sizes, 1),
                 qkv_HND[heads + kv_heads :].split(sizes, 1),
                 strict=True,
             ):
-                keys, values = block.cache.write(i, k, v)
-                parts.append(attend(q, keys, values, mask))
-            x_NE = x_NE + layer.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+                first, mask = view[layer.window]
+                keys, values = block.cache.write(i, k, v, first)
+                parts.append(attend(q, keys, values, mask, config.attention_scale))
+            added_NE = layer.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+            x_NE = torch.add(x_NE, added_NE, alpha=config.residual_multiplier)
             gate, up = layer.gate_up(_rms_norm(x_NE, layer.post_norm, config.rms_norm_eps)).chunk(2, -1)
-            x_NE = x_NE + layer.down(F.silu(gate) * up)
+            x_NE = torch.add(x_NE, layer.down(F.silu(gate) * up), alpha=config.residual_multiplier)
         for block in blocks:
             block.cache.advance(len(block.catch_up), len(block.positions) - len(block.catch_up))
         return x_NE
@@ -256,9 +234,9 @@ class _Block:
             self.tokens += tree.tokens[cache.pending :]
             self.positions += [root + depth for depth in tree.depths[cache.pending :]]
 
-    def mask(self, device: torch.device) -> Tensor | None:
-        mask = visible_rows(self.cache.length, len(self.catch_up), self.tree, self.pending)
-        return None if mask is None else mask.to(device)
+    def views(self, windows: Iterable[int | None], device: torch.device) -> dict[int | None, View]:
+        views = visible_rows(self.cache.length, len(self.catch_up), self.tree, self.pending, windows)
+        return {w: View(first, None if mask is None else mask.to(device)) for w, (first, mask) in views.items()}
 
 
 def _own(slot: Slot) -> KVCache:
@@ -273,7 +251,7 @@ def _rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     return scaled.to(x_NE.dtype) * weight_E
 
 
-def _check(config: LlamaConfig, weights: WeightSource) -> None:
+def _check(config: DecoderConfig, weights: WeightSource) -> None:
     shapes = config.shapes()
     missing = [name for name in shapes if weights.shape(name) is None]
     if missing:

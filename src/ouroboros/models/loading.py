@@ -15,12 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ouroboros.errors import InputError, LoadError
-from ouroboros.models.llama import LlamaConfig, LlamaModel
+from ouroboros.models.config import DecoderConfig
+from ouroboros.models.families import parse_config
+from ouroboros.models.llama import LlamaModel
+from ouroboros.models.memory import available_memory, check_memory
 
-__all__ = ["DTYPES", "load_directory", "load_module", "pick_device", "resolve"]
+__all__ = ["DTYPES", "load_directory", "load_module", "parse_config", "pick_device", "resolve"]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 SMALL = 64_000_000  # parameters: below this a CPU loses nothing by computing in float32, and rounds less
+OTHERS = ["original/*", "consolidated*"]  # the same weights again, in their makers' own layout
 
 
 def resolve(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -46,7 +50,9 @@ def resolve(source: str | Path, revision: str | None = None, token: str | None =
 
     patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=patterns))
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=patterns, ignore_patterns=OTHERS)
+        )
     except Exception as error:  # the hub's client raises dozens of unrelated types
         raise LoadError(f"{name!r} is no directory, and the hub did not give it: {_one_line(error)}") from error
 
@@ -95,49 +101,55 @@ def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device) -
     """Loads a checkpoint in Hugging Face layout.
 
     Raises:
-        LoadError: config or tensors are missing, damaged, of another architecture or of wrong shapes.
+        UnsupportedArchitecture: the native decoder does not compute this model.
+        LoadError: config or tensors are missing, damaged or of wrong shapes, or the weights do not fit into memory.
         InputError: unknown dtype.
     """
     try:
         raw = _read_json(path / "config.json")
         if raw is None:
             raise LoadError("it holds no config.json")
-        generation = _read_json(path / "generation_config.json") or {}
-        return _build(raw, generation, _Files(path), dtype, device)
+        config = parse_config(raw)  # before the weights, which another architecture may keep in other files
+        eos = _end_tokens(raw, _read_json(path / "generation_config.json") or {})
+        return _build(config, eos, _Files(path), dtype, device)
     except LoadError as error:
-        raise LoadError(f"cannot load {str(path)!r}: {error}") from error
+        raise type(error)(f"cannot load {str(path)!r}: {error}") from error
 
 
 def load_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) -> LlamaModel:
-    """Takes over a loaded Hugging Face module of the Llama architecture (its ``config`` and ``state_dict``).
+    """Takes over a loaded Hugging Face module of the Llama kind (its ``config`` and ``state_dict``).
 
     Raises:
-        LoadError: no such module, or another architecture. InputError: unknown dtype.
+        UnsupportedArchitecture: the native decoder does not compute this model.
+        LoadError: no such module, or it does not fit into memory. InputError: unknown dtype.
     """
-    config = getattr(module, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    theirs = getattr(module, "config", None)
+    if theirs is None or not hasattr(theirs, "to_dict"):
         raise LoadError(f"a loaded model must be a transformers model, not {type(module).__name__}")
     state = _State(module.state_dict())
+    raw = theirs.to_dict()
     generation = getattr(module, "generation_config", None)
+    eos = _end_tokens(raw, generation.to_dict() if generation is not None else {})
     place = next(module.parameters()).device if device == "auto" else pick_device(device)
     kind = next(module.parameters()).dtype if dtype == "auto" else dtype
     try:
-        return _build(config.to_dict(), generation.to_dict() if generation is not None else {}, state, kind, place)
+        return _build(parse_config(raw), eos, state, kind, place)
     except LoadError as error:
-        raise LoadError(f"cannot use the loaded {type(module).__name__}: {error}") from error
+        raise type(error)(f"cannot use the loaded {type(module).__name__}: {error}") from error
 
 
 def _build(
-    raw: Mapping[str, object],
-    generation: Mapping[str, object],
+    config: DecoderConfig,
+    eos_token_ids: frozenset[int],
     weights: _Files | _State,
     dtype: str | torch.dtype,
     device: torch.device,
 ) -> LlamaModel:
-    config = parse_config(raw)
-    parameters = sum(math.prod(shape) for shape in config.shapes().values())
-    eos = _token_ids(raw.get("eos_token_id")) | _token_ids(generation.get("eos_token_id"))
-    return LlamaModel(config, weights, eos, pick_dtype(dtype, weights.dtype, parameters, device), device)
+    sizes = {name: math.prod(shape) for name, shape in config.shapes().items() if weights.shape(name) == shape}
+    kind = pick_dtype(dtype, weights.dtype, sum(sizes.values()), device)
+    new = sum(size for name, size in sizes.items() if not weights.shares(name, kind, device))
+    check_memory(new * kind.itemsize, available_memory(device), device, kind)
+    return LlamaModel(config, weights, eos_token_ids, kind, device)
 
 
 def _read_json(path: Path) -> dict[str, object] | None:
@@ -152,69 +164,11 @@ def _read_json(path: Path) -> dict[str, object] | None:
     return value
 
 
-def _token_ids(value: object) -> frozenset[int]:
-    values = value if isinstance(value, list | tuple) else [value]
+def _end_tokens(*files: Mapping[str, object]) -> frozenset[int]:
+    """All ids that config.json and generation_config.json call the end of a text."""
+    found = [file.get("eos_token_id") for file in files]
+    values = [v for value in found for v in (value if isinstance(value, list | tuple) else [value])]
     return frozenset(v for v in values if isinstance(v, int) and not isinstance(v, bool))
-
-
-def parse_config(raw: Mapping[str, object]) -> LlamaConfig:
-    """LlamaConfig from the contents of config.json.
-
-    Raises:
-        LoadError: another architecture, or a field is missing or makes no sense.
-    """
-    if raw.get("model_type") != "llama":
-        raise LoadError(f"architecture {raw.get('model_type')!r} is not supported (supported: 'llama')")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise LoadError(f"hidden_act {raw['hidden_act']!r} is not supported (supported: 'silu')")
-    if raw.get("quantization_config") is not None:
-        raise LoadError("quantised checkpoints are not supported (supported: float32, bfloat16, float16 files)")
-
-    def size(name: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-        value = raw.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise LoadError(f"config.json needs a whole number from 1 to {most} as {name!r}, not {value!r}")
-        return value
-
-    def switch(name: str) -> bool:
-        value = raw.get(name)
-        if value not in (None, True, False):
-            raise LoadError(f"config.json needs true or false as {name!r}, not {value!r}")
-        return bool(value)
-
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
-    if raw.get("head_dim") is None and hidden % heads:
-        raise LoadError(
-            f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads}) without a head_dim"
-        )
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}  # transformers' order, where both are there
-    if not isinstance(rope, Mapping):
-        raise LoadError(f"rope scaling must be an object, not {rope!r}")
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
-    rope = {**rope, "rope_theta": theta, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
-    if raw.get("original_max_position_embeddings") is not None:  # transformers lets it overrule the one inside
-        rope["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor")) not in (None, 1, 1.0):
-        raise LoadError("rotary embeddings of a part of each head are not supported")
-    eps = raw.get("rms_norm_eps", 1e-6)
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise LoadError(f"config.json needs a number from 0 to 1 as 'rms_norm_eps', not {eps!r}")
-    return LlamaConfig(
-        vocab_size=size("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=size("intermediate_size"),
-        num_hidden_layers=size("num_hidden_layers", most=10_000),
-        num_attention_heads=heads,
-        num_key_value_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", hidden // heads),
-        max_position_embeddings=size("max_position_embeddings", 2048),
-        rms_norm_eps=float(eps),
-        tie_word_embeddings=switch("tie_word_embeddings"),
-        attention_bias=switch("attention_bias"),
-        mlp_bias=switch("mlp_bias"),
-        rope=rope,
-    )
 
 
 def _shards(path: Path) -> list[Path]:
@@ -253,6 +207,9 @@ class _Files:
     def shape(self, name: str) -> tuple[int, ...] | None:
         return tuple(self._readers[name].get_slice(name).get_shape()) if name in self._readers else None
 
+    def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
+        return False
+
     def get(self, name: str) -> Tensor:
         return _checked(name, self._readers[name].get_tensor(name))
 
@@ -269,6 +226,13 @@ class _State:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return tuple(self._tensors[name].shape) if name in self._tensors else None
+
+    def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether the decoder can use the tensor as it lies there: those that it stacks are copied in any case."""
+        stacked = any(part in name for part in (".q_proj.", ".k_proj.", ".v_proj.", ".gate_proj.", ".up_proj."))
+        tensor = self._tensors[name]
+        here = tensor.device.type == device.type and device.index in (None, tensor.device.index)
+        return here and not stacked and tensor.dtype == dtype
 
     def get(self, name: str) -> Tensor:
         return _checked(name, self._tensors[name].detach())
