@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,23 +22,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from ouroboros.errors import InputError, LoadError, OuroborosError
+from ouroboros.errors import InputError, LoadError, OuroborosError, UnsupportedArchitecture
 from ouroboros.models import loading
 from ouroboros.models.base import ScoreRequest
 from ouroboros.models.loading import load_directory, load_module, pick_device, pick_dtype, resolve
+from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.tree import TokenTree
 
 CPU = torch.device("cpu")
 GONE = "(gone)"  # a key that config.json lacks
 
 
-def tiny(dtype: str = "float32") -> LlamaForCausalLM:
+def tiny(dtype: str = "float32", layers: int = 2) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=61,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -150,6 +155,44 @@ def test_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "tokenizer.model"):
         assert any(fnmatch(name, pattern) for pattern in allowed)
     assert not any(fnmatch(name, pattern) for name in ("pytorch_model.bin", "model.py") for pattern in allowed)
+    for name in ("consolidated.safetensors", "original/params.json"):
+        assert any(fnmatch(name, pattern) for pattern in settings["ignore_patterns"])
+
+
+def test_hub_cache_without_a_network(checkpoint: Path, tmp_path: Path) -> None:
+    """A cache as the hub's client lays it out, two revisions of one repository, found by environment variables alone.
+
+    The client reads them when it is imported: hence another process.
+    """
+    repository = tmp_path / "cache" / "models--owner--name"
+    for folder in ("blobs", "refs", "snapshots"):
+        (repository / folder).mkdir(parents=True)
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    for (name, commit), layers in zip(commits.items(), (1, 2), strict=True):
+        tiny(layers=layers).save_pretrained(tmp_path / name)
+        (repository / "refs" / name).write_text(commit)
+        (repository / "snapshots" / commit).mkdir()
+        for file in (tmp_path / name).iterdir():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            shutil.copy(file, repository / "blobs" / digest)
+            (repository / "snapshots" / commit / file.name).symlink_to(f"../../blobs/{digest}")
+    script = """
+import sys
+from ouroboros.errors import LoadError
+from ouroboros.models.loading import load_directory, pick_device, resolve
+for revision in (None, "main", "v1", "b" * 40, "v2"):
+    try:
+        path = resolve("owner/name", revision)
+        print(path.name, load_directory(path, "auto", pick_device("cpu")).config.num_hidden_layers)
+    except LoadError as error:
+        print(error)
+"""
+    place = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *found, missing = done.stdout.splitlines()
+    assert found == [f"{'a' * 40} 1", f"{'a' * 40} 1", f"{'b' * 40} 2", f"{'b' * 40} 2"]
+    assert missing.startswith("'owner/name' is no directory, and the hub did not give it: ")
 
 
 def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,10 +237,8 @@ def test_no_json(shards: Path, name: str, contents: bytes) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, ["'gpt2'", "'llama'"]),
         ({"model_type": GONE}, ["None", "'llama'"]),
         ({"model_type": ["llama"]}, ["['llama']", "'llama'"]),
-        ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantised", "bfloat16"]),
         ({"vocab_size": GONE}, ["'vocab_size'", "None", "whole number"]),
         ({"hidden_size": GONE}, ["'hidden_size'", "None", "whole number"]),
@@ -225,7 +266,6 @@ def test_no_json(shards: Path, name: str, contents: bytes) -> None:
         ({"mlp_bias": []}, ["'mlp_bias'", "[]", "true or false"]),
         ({"attention_bias": True}, ["lacks", "q_proj.bias"]),
         ({"mlp_bias": True}, ["lacks", "gate_proj.bias"]),
-        ({"partial_rotary_factor": 0.5}, ["part of each head"]),
     ],
     ids=str,
 )
@@ -238,9 +278,6 @@ def test_nonsense_in_config(checkpoint: Path, changes: Mapping[str, object], wor
 @pytest.mark.parametrize(
     ("rope", "words"),
     [
-        ({"rope_type": "dynamic", "factor": 2.0}, ["'dynamic'", "not supported", "llama3, yarn"]),
-        ({"type": "dynamic", "factor": 2.0}, ["'dynamic'", "not supported", "llama3, yarn"]),
-        ({"rope_type": "longrope", "factor": 2.0}, ["'longrope'", "not supported", "llama3, yarn"]),
         ({"rope_type": ["linear"]}, ["['linear']", "not supported"]),
         ({"rope_type": None}, ["None", "not supported"]),
         (5, ["object", "5"]),
@@ -256,13 +293,83 @@ def test_nonsense_in_config(checkpoint: Path, changes: Mapping[str, object], wor
         ({"rope_type": "llama3", "factor": 8.0}, ["'llama3'", "'low_freq_factor'", "None"]),
         ({"rope_type": "default", "rope_theta": 0}, ["'rope_theta'", "0", "above 1"]),
         ({"rope_type": "default", "rope_theta": "10k"}, ["'rope_theta'", "'10k'"]),
-        ({"rope_type": "default", "partial_rotary_factor": 0.5}, ["part of each head"]),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 def test_malformed_rope(checkpoint: Path, key: str, rope: object, words: list[str]) -> None:
     edit(checkpoint, {"rope_parameters": GONE, key: rope})
+    with refused(str(checkpoint), *words):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "'llama'", "'mistral'", "'qwen2'", "'qwen3'"]),
+        ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
+        ({"hidden_act": None}, ["hidden_act", "None", "'silu'"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5", "1.0"]),
+        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0", "None"]),
+        ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping", "50.0", "None"]),
+        ({"clip_qkv": 8}, ["clip_qkv", "8", "None"]),
+        ({"logit_scale": 0.25}, ["logit_scale", "0.25", "1.0"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'", "as the text grows", "llama3, yarn"]),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["'dynamic'", "as the text grows", "llama3, yarn"]),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, ["'longrope'", "as the text grows", "linear"]),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 1]}}, ["'mrope'", "not supported", "llama3, yarn"]),
+        ({"rope_scaling": {"rope_theta": 9.0, "partial_rotary_factor": 0.5}}, ["partial_rotary_factor", "0.5"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 9.0}}}, ["'full_attention'", "rope parameters"]),
+        ({"model_type": "phi3", "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_type", "'yarn'", "'default'"]),
+        (
+            {"model_type": "mistral", "layer_types": ["full_attention", "linear"]},
+            ["layer_types", "'linear'", "sliding"],
+        ),
+    ],
+    ids=str,
+)
+def test_other_mathematics(checkpoint: Path, changes: Mapping[str, object], words: list[str]) -> None:
+    """Refused by an error of its own, for another implementation may well compute it."""
+    edit(checkpoint, changes)
+    with refused(str(checkpoint), *words, kind=UnsupportedArchitecture):
+        load(checkpoint)
+
+
+def test_another_architecture_with_pickled_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+    with refused(str(tmp_path), "'gpt2'", kind=UnsupportedArchitecture):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mistral", "sliding_window": 0}, ["'sliding_window'", "0", "from 1"]),
+        ({"model_type": "mistral", "sliding_window": "4096"}, ["'sliding_window'", "'4096'"]),
+        ({"model_type": "mistral", "layer_types": ["full_attention"]}, ["'layer_types'", "2 layers", "full_attention"]),
+        ({"model_type": "mistral", "layer_types": "full_attention"}, ["'layer_types'", "2 layers", "full_attention"]),
+        (
+            {"model_type": "mistral", "layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+            ["'sliding_window'", "None"],
+        ),
+        ({"model_type": "qwen2", "use_sliding_window": "yes"}, ["'use_sliding_window'", "'yes'"]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, ["'max_window_layers'", "-1"]),
+        ({"model_type": "qwen2"}, ["lacks", "q_proj.bias"]),
+        ({"model_type": "qwen3", "head_dim": 4}, ["lacks", "q_norm.weight"]),
+        ({"model_type": "qwen3", "head_dim": GONE}, ["lacks", "q_norm.weight"]),
+        ({"model_type": "phi3"}, ["lacks", "qkv_proj.weight", "and 3 more"]),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, ["'no_rope_layers'", "[1]"]),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 2]}, ["'no_rope_layers'", "[1, 2]"]),
+        ({"model_type": "smollm3", "no_rope_layer_interval": 0}, ["'no_rope_layer_interval'", "0"]),
+        ({"model_type": "granite", "logits_scaling": 0}, ["'logits_scaling'", "0"]),
+        ({"model_type": "granite", "residual_multiplier": "1"}, ["'residual_multiplier'", "'1'", "number"]),
+        ({"model_type": "granite", "attention_multiplier": float("nan")}, ["'attention_multiplier'", "nan", "number"]),
+    ],
+    ids=str,
+)
+def test_nonsense_in_config_of_a_family(checkpoint: Path, changes: Mapping[str, object], words: list[str]) -> None:
+    edit(checkpoint, changes)
     with refused(str(checkpoint), *words):
         load(checkpoint)
 
@@ -459,6 +566,130 @@ def test_auto_dtype_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found == {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}
 
 
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[[Mapping[str, str]], Callable[[], int | None]]:
+    """What Linux tells of memory, made up."""
+
+    def make(contents: Mapping[str, str]) -> Callable[[], int | None]:
+        for name, text in contents.items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return lambda: available_memory(CPU, tmp_path / "proc", tmp_path / "cgroup")
+
+    return make
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  100 kB\nMemFree:  10 kB\nMemAvailable:  50 kB\nHugePages_Total:  0\n"}
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({}, 50 * 1024),
+        ({"proc/self/cgroup": "0::/\n"}, 50 * 1024),
+        # Version 2: the least of what each group on the way up has left; file pages count as free.
+        ({"proc/self/cgroup": "0::/a/b\n", "cgroup/a/memory.max": "9000", "cgroup/a/memory.current": "7000"}, 2000),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "cgroup/a/b/memory.max": "max",
+                "cgroup/a/b/memory.current": "7000",
+                "cgroup/a/memory.max": "9000",
+                "cgroup/a/memory.current": "7000",
+                "cgroup/a/memory.stat": "anon 5000\nfile 1500\ninactive_file 900\nactive_file 600\n",
+                "cgroup/memory.max": "20000",
+                "cgroup/memory.current": "7000",
+            },
+            3500,
+        ),
+        ({"proc/self/cgroup": "0::/host\n", "cgroup/memory.max": "900", "cgroup/memory.current": "1000"}, 0),
+        # Version 1, as a container sees it: the path is the host's.
+        (
+            {
+                "proc/self/cgroup": "9:name=systemd:/\n4:cpu,memory:/docker/x\n0::/\n",
+                "cgroup/memory/memory.limit_in_bytes": "8000",
+                "cgroup/memory/memory.usage_in_bytes": "5000",
+                "cgroup/memory/memory.stat": "total_inactive_file 500\ntotal_active_file 100\ninactive_file 1\n",
+            },
+            3600,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                "cgroup/memory/memory.limit_in_bytes": str(2**63 - 4096),
+                "cgroup/memory/memory.usage_in_bytes": "5000",
+            },
+            50 * 1024,
+        ),
+        ({"proc/self/cgroup": "nonsense\n4:memory\n"}, 50 * 1024),
+    ],
+    ids=str,
+)
+def test_available_memory(
+    files: Callable[[Mapping[str, str]], Callable[[], int | None]], contents: Mapping[str, str], expected: int
+) -> None:
+    assert files({**MEMINFO, **contents})() == expected
+
+
+def test_available_memory_where_linux_says_nothing(
+    files: Callable[[Mapping[str, str]], Callable[[], int | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = files({})
+    found = measure()
+    assert found is not None
+    assert found > 10**8
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert measure() is None
+    check_memory(10**18, measure(), CPU, torch.float32)  # nobody knows: go ahead
+
+
+def test_available_memory_of_this_machine() -> None:
+    found = available_memory(CPU)
+    assert found is not None
+    assert 10**7 < found < 10**14
+
+
+def test_available_memory_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch holds and does not use can be had too."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 200)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50)
+    assert available_memory(CUDA) == 850
+
+
+def test_weights_that_do_not_fit() -> None:
+    check_memory(5, 5, CPU, torch.float32)
+    with refused("bfloat16", "need 140.00 GB", "'cuda'", "has 79.50 GB available"):
+        check_memory(140 * 10**9, 79_500_000_000, CUDA, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2), ("float16", 2), ("float64", 8)])
+def test_memory_is_checked_before_loading(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, width: int
+) -> None:
+    needed = width * tiny().num_parameters()
+    monkeypatch.setattr(loading, "available_memory", lambda device: needed)
+    load(checkpoint, dtype)
+    monkeypatch.setattr(loading, "available_memory", lambda device: needed - 1)
+    with refused(str(checkpoint), f"the weights in {dtype} need 0.00 GB", "'cpu' has 0.00 GB"):
+        load(checkpoint, dtype)
+
+
+def test_a_loaded_module_needs_memory_for_what_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny()
+    stacked = 2 * (16 * 16 + 2 * 8 * 16 + 2 * 24 * 16)  # queries, keys, values; gate and up
+    for dtype, needed in (("auto", 4 * stacked), ("float64", 8 * module.num_parameters())):
+        monkeypatch.setattr(loading, "available_memory", lambda device, needed=needed: needed)
+        load_module(module, dtype, "auto")
+        monkeypatch.setattr(loading, "available_memory", lambda device, needed=needed: needed - 1)
+        with refused("LlamaForCausalLM", "need 0.00 GB"):
+            load_module(module, dtype, "auto")
+
+
 # -------------------------------------------------------------------------------------------------- loaded modules
 
 
@@ -485,7 +716,7 @@ def test_a_loaded_module_is_not_copied() -> None:
 
 def test_modules_of_another_kind() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
-    with refused("GPT2LMHeadModel", "'gpt2'", "'llama'"):
+    with refused("GPT2LMHeadModel", "'gpt2'", "'llama'", kind=UnsupportedArchitecture):
         load_module(gpt2, "auto", "auto")
     with refused("transformers model", "Linear"):
         load_module(torch.nn.Linear(2, 2), "auto", "auto")

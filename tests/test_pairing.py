@@ -15,11 +15,25 @@ import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import ouroboros
 from ouroboros.config import METHODS, MethodOptions, OuroborosOptions, SpeculativeOptions
-from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError
+from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError, UnsupportedArchitecture
 from ouroboros.models import loading
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.text import Tokenizer
@@ -53,7 +67,7 @@ def words(last: str = "w60", eos: str | None = None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos)
 
 
-def write(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
+def write(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
     model.save_pretrained(path)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
@@ -193,6 +207,123 @@ def test_a_draft_with_fewer_rows(models: Mapping[str, Path], method: str) -> Non
     """The target's matrix is padded further than the draft's, and the text holds one of the target's own ids."""
     for settings in SETTINGS:
         check_lossless(models["target"], models["short draft"], method, settings)
+
+
+# ------------------------------------------------------------------------------------------------- the other backend
+
+SMALL: dict[str, Any] = {"vocab_size": VOCAB, "n_layer": 1, "n_head": 2, "initializer_range": 0.3, "eos_token_id": None}
+
+
+def gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=16, n_positions=128))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Directories with what the native decoder does not compute."""
+    root = tmp_path_factory.mktemp("others")
+    bloom = BloomForCausalLM(BloomConfig(**SMALL, hidden_size=16, bos_token_id=None, pad_token_id=None))
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2}
+    return {
+        "gpt2": write(root / "gpt2", gpt2(1), words()),
+        "gpt2 draft": write(root / "gpt2 draft", gpt2(2), words()),
+        "bloom": write(root / "bloom", bloom, words()),
+        "mamba": write(root / "mamba", MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, state_size=4))),
+        "t5": write(root / "t5", T5ForConditionalGeneration(T5Config(**sizes))),
+    }
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("method", WITH_DRAFT)
+@pytest.mark.parametrize("target", ["gpt2", "bloom"])
+def test_other_architectures_go_to_transformers(
+    models: Mapping[str, Path], others: Mapping[str, Path], target: str, method: str, settings: Mapping[str, Any]
+) -> None:
+    plain = ouroboros.load(others[target], method="autoregressive")
+    assert (plain.target.info.backend, plain.target.info.trees) == ("transformers", target == "gpt2")
+    for draft, backend in ((models["draft"], "native"), (others["gpt2 draft"], "transformers")):
+        decoder = ouroboros.load(others[target], draft, method=method)
+        assert decoder.draft is not None
+        assert decoder.draft.info.backend == backend
+        assert continued(decoder, seed=3, **settings) == continued(plain, seed=3, **settings)
+        result = decoder.generate("w5 w6", max_new_tokens=2)
+        assert result.stats.backend == "transformers"
+        assert result.text is not None
+
+
+def test_the_backend_can_be_chosen(models: Mapping[str, Path], others: Mapping[str, Path]) -> None:
+    native = ouroboros.load(models["target"], models["draft"], backend="native")
+    foreign = ouroboros.load(models["target"], models["draft"], backend="transformers")
+    assert native.draft is not None
+    assert foreign.draft is not None
+    assert {model.info.backend for model in (native.target, native.draft)} == {"native"}
+    assert {model.info.backend for model in (foreign.target, foreign.draft)} == {"transformers"}
+    assert native.target.info.parameters == foreign.target.info.parameters
+    assert continued(native) == continued(foreign) == continued(ouroboros.load(llama(1), llama(2)))
+    with refused(UnsupportedArchitecture, repr(str(others["gpt2"])), "'gpt2'"):
+        ouroboros.load(others["gpt2"], method="autoregressive", backend="native")
+    with refused(UnsupportedArchitecture, "GPT2LMHeadModel", "'gpt2'"):
+        ouroboros.load(gpt2(), method="autoregressive", backend="native")
+    with refused(InputError, "backend", "'vllm'", "auto, native, transformers"):
+        ouroboros.load(models["target"], method="autoregressive", backend="vllm")
+
+
+def test_the_embedded_pair_in_transformers() -> None:
+    prompt = "def add(a, b):\n"
+    texts = [ouroboros.load(backend=name).generate(prompt, max_new_tokens=30).token_ids for name in ("native", "auto")]
+    assert ouroboros.load(backend="transformers").generate(prompt, max_new_tokens=30).token_ids == texts[0] == texts[1]
+
+
+def test_loaded_modules_of_other_architectures(others: Mapping[str, Path]) -> None:
+    decoder = ouroboros.load(gpt2(1), gpt2(2))
+    assert decoder.target.info.backend == "transformers"
+    assert continued(decoder) == continued(ouroboros.load(others["gpt2"], method="autoregressive"))
+
+
+def test_what_no_backend_can_use(others: Mapping[str, Path], tmp_path: Path) -> None:
+    with refused(LoadError, repr(str(others["mamba"])), "'mamba'", "rolled back"):
+        ouroboros.load(others["mamba"], method="autoregressive")
+    with refused(LoadError, repr(str(others["t5"])), "'t5'", "decoder"):
+        ouroboros.load(others["t5"], method="autoregressive")
+    with refused(LoadError, "'mamba'"):
+        ouroboros.load(MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16)), method="autoregressive")
+    unknown = Path(shutil.copytree(others["gpt2"], tmp_path / "unknown"))
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps(config | {"model_type": "gpt99"}))
+    with refused(LoadError, repr(str(unknown)), "gpt99"):
+        ouroboros.load(unknown, method="autoregressive")
+
+
+def test_quantised_checkpoints_go_to_transformers(models: Mapping[str, Path], tmp_path: Path) -> None:
+    """Its quantisers are not installed here: it is transformers that says so."""
+    path = Path(shutil.copytree(models["bare target"], tmp_path / "quantised"))
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (path / "config.json").write_text(json.dumps(config))
+    with refused(LoadError, repr(str(path))):
+        ouroboros.load(path, method="autoregressive")
+    with refused(LoadError, repr(str(path)), "quantised"):
+        ouroboros.load(path, method="autoregressive", backend="native")
+
+
+def test_device_map(models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with refused(InputError, "device_map", "backend"):
+        ouroboros.load(models["target"], method="autoregressive", backend="native", device_map="auto")
+    with refused(InputError, "device_map", "device"):
+        ouroboros.load(models["target"], method="autoregressive", device="cpu", device_map="auto")
+    with refused(InputError, "device_map", "GPT2LMHeadModel"):
+        ouroboros.load(gpt2(), method="autoregressive", device_map="auto")
+    seen = []
+    original = AutoModelForCausalLM.from_pretrained
+
+    def watch(*args: Any, **settings: Any) -> Any:
+        seen.append(settings.pop("device_map"))
+        return original(*args, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watch)
+    decoder = ouroboros.load(models["target"], models["draft"], device_map="auto")
+    assert (seen, decoder.target.info.backend) == (["auto"], "transformers")
 
 
 # -------------------------------------------------------------------------------------------------- loaded models

@@ -99,3 +99,16 @@ def test_published_window_layout() -> None:
         path = tree.path(node)[1:]
         assert len(path) == column + 1 + 2  # row 0 up to its column, then its own column
         assert set(path[: column + 1]) <= set(chain)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 60))
+def test_chain_is_the_path_of_first_children(seed: int, nodes: int) -> None:
+    tree = random_tree(seed, nodes)
+    node, tokens = 0, [7]
+    while below := [child for child in range(len(tree)) if tree.parents[child] == node]:
+        node = below[0]
+        tokens.append(tree.tokens[node])
+    chain = tree.chain()
+    assert chain.tokens == tokens
+    assert chain.parents == [*range(-1, len(tokens) - 1)]
+    assert len(chain.chain()) == len(chain)

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,6 +21,10 @@ from rich.text import Text
 
 from ouroboros.bench.demo import MethodRow
 from ouroboros.stats import Stats
+
+if TYPE_CHECKING:  # torch comes with it
+    from ouroboros.bench.audit import AuditReport, PromptAudit
+    from ouroboros.bench.nearness import Choice
 
 __all__ = ["Screen", "showable"]
 
@@ -40,6 +44,11 @@ _CAPTION = (
     "The embedded models are tiny: a forward costs little more than its overhead, so this table shows what the "
     "methods do (forwards, acceptance, the same text), not a speed-up."
 )
+_CLOSING = {
+    "identical": "Lossless here: every output is that of plain decoding, token for token.",
+    "near-tie": "Lossless up to rounding: outputs part at near-ties alone, where either token may be drawn.",
+    "defect": "NOT lossless: rounding does not explain what differs.",
+}
 
 _CONTROLS: dict[int, str | None] = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0))}
 _CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None}
@@ -156,6 +165,37 @@ class Screen:
         self._out.print(table)
         self._out.print(Text(_CAPTION, style="dim"))
 
+    def audit(self, report: AuditReport, piece: Callable[[int], str]) -> None:
+        """The table, each divergence, the rounding, and the verdict. ``piece``: a token's text."""
+        params = report.params
+        how = "greedy" if params.greedy else f"temperature {params.temperature:g}, seed {params.seed}"
+        size = f"{len(report.methods[0].prompts)} prompts, up to {params.max_new_tokens} new tokens each, {how}"
+        title = f"Against plain decoding: {report.backend}, {report.dtype} on {report.device}; {size}"
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("method", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        for heading in ("identical prompts", "near-ties", "defects", "tokens compared"):
+            table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+        for method in report.methods:
+            counts = [str(count) for count in method.counts.values()]
+            compared = sum(prompt.compared for prompt in method.prompts)
+            table.add_row(method.method, method.verdict, *counts, str(compared))
+        self._out.print(Text(title), soft_wrap=True)
+        self._out.print(table)
+        for method in report.methods:
+            for prompt in method.prompts:
+                if prompt.divergence is not None:
+                    self._out.print(Text(f"{method.method}, {_divergence(prompt, piece)}"), soft_wrap=True)
+        noise = report.noise
+        spreads = {"batch": noise.batch, "tree": noise.tree, "commit": noise.commit}
+        measured = ", ".join(f"{name} {spread.largest:.2g}" for name, spread in spreads.items())
+        line = f"Rounding moves logits (of up to {noise.scale:.3g}) by up to {noise.bound:.2g}: {measured}"
+        self._out.print(Text(line, style="dim"), soft_wrap=True)
+        for name in noise.unexplained:
+            line = f"Beyond rounding: {name} rows differ by up to {spreads[name].largest:.2g}"
+            self._out.print(Text(line), soft_wrap=True)
+        self._out.print(Text(_CLOSING[report.verdict], style="bold"), soft_wrap=True)
+
 
 def _figures(stats: Stats) -> str:
     parts = [
@@ -166,3 +206,18 @@ def _figures(stats: Stats) -> str:
         f"{stats.tokens_per_second:.1f} tokens/s",
     ]
     return ", ".join(parts)
+
+
+def _divergence(prompt: PromptAudit, piece: Callable[[int], str]) -> str:
+    found = prompt.divergence
+    assert found is not None
+
+    def say(name: str, choice: Choice | None) -> str:
+        if choice is None:
+            return f"{name} has ended"
+        edges = "".join(f", {edge.replace('_', '-')} edge {distance:+.2g}" for edge, distance in choice.edges.items())
+        return f"{name} {choice.token} {showable(repr(piece(choice.token)))} (gap {choice.gap:.2g}{edges})"
+
+    drawn = f"{say('plain', found.plain)}, accelerated {say('', found.accelerated).lstrip()}"
+    where = f"prompt {prompt.number}, new token {found.index + 1}: {found.verdict}"
+    return f"{where}: {drawn}; margin {found.margin:.2g}, rounding up to {found.tolerance:.2g}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ouroboros._version import __version__
+from ouroboros.commands.audit import audit
 from ouroboros.commands.demo import demo
 from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Session
@@ -47,7 +48,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, demo):
+for _command in (generate, audit, demo):
     cli.add_command(_command)
 
 

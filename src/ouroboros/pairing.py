@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from ouroboros.config import MethodOptions, options_for, options_from_strings
 from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
-from ouroboros.errors import InputError, LoadError
+from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
@@ -19,8 +20,9 @@ from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import load_pool
 from ouroboros.text import Tokenizer
 
-__all__ = ["EMBEDDED", "load"]
+__all__ = ["BACKENDS", "EMBEDDED", "load"]
 
+BACKENDS = ("auto", "native", "transformers")
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -37,6 +39,8 @@ def load(
     token: str | None = None,
     *,
     pool_read_only: bool = False,
+    backend: str = "auto",
+    device_map: Any = None,
 ) -> Decoder:
     """Loads a target model and, where the method needs one, a draft model.
 
@@ -51,9 +55,12 @@ def load(
             exists and saved on ``close`` (not with ``pool_read_only``, which needs the file); or a PhrasePool.
         options: the method's dataclass of config.py, or a dict of its fields.
         revision, token: of the hub.
+        backend: ``native`` (the library's own decoder), ``transformers`` (any causal language model that it has, run
+            by its own code), or ``auto``: native where it can be, else transformers.
+        device_map: how transformers spreads the target over devices, as it takes it; the native decoder knows none.
 
     Raises:
-        InputError: unknown method, option, dtype or device; a draft for a method that uses none.
+        InputError: unknown method, option, dtype, device or backend; a draft for a method that uses none.
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers differ.
         PoolFileError: the pool's file is no pool, or of another vocabulary.
     """
@@ -71,13 +78,19 @@ def load(
         raise InputError(f"method {method!r} uses no phrase pool; pool must be None or False, not {str(pool)!r}")
     if not (pool is None or pool is False or isinstance(pool, PhrasePool | str | os.PathLike)):
         raise InputError(f"pool must be None, False, a path or a PhrasePool, not {pool!r}")
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if device_map is not None and (backend == "native" or device != "auto"):
+        raise InputError("device_map needs the backend auto or transformers, and device must be auto with it")
+    if device_map is not None and not isinstance(target, str | os.PathLike):
+        raise InputError(f"device_map is for a target that is read from files, not for a loaded {_name(target)}")
     place = pick_device(device)
-    target_model, words = _load_model(target, dtype, device, place, revision, token)
+    target_model, words = _load_model(target, dtype, device, place, revision, token, backend, device_map)
     if tokenizer is not None:
         words = Tokenizer.wrap(tokenizer)
     draft_model = None
     if draft is not None:
-        draft_model, draft_words = _load_model(draft, dtype, device, place, None, token)
+        draft_model, draft_words = _load_model(draft, dtype, device, place, None, token, backend)
         _check_pair(target_model, words, draft_model, draft_words, _name(draft))
     decoder = Decoder(target_model, draft_model, words, method, chosen, pool if isinstance(pool, PhrasePool) else None)
     if pool is None:
@@ -108,16 +121,58 @@ def _name(model: object) -> str:
 
 
 def _load_model(
-    source: Any, dtype: str | torch.dtype, device: str, place: torch.device, revision: str | None, token: str | None
+    source: Any,
+    dtype: str | torch.dtype,
+    device: str,
+    place: torch.device,
+    revision: str | None,
+    token: str | None,
+    backend: str,
+    device_map: Any = None,
 ) -> tuple[CausalModel, Tokenizer | None]:
     if isinstance(source, str | os.PathLike):
         path = resolve(os.fspath(source), revision, token)
-        return load_directory(path, dtype, place), Tokenizer.from_directory(path)
+        return _from_directory(path, dtype, place, backend, device_map), Tokenizer.from_directory(path)
     if isinstance(source, torch.nn.Module):
-        return load_module(source, dtype, device), None
+        return _from_module(source, dtype, device, backend), None
     if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):
         return source, None
     raise InputError(f"a model must be a directory, a hub id or a loaded model, not {_name(source)}")
+
+
+def _from_directory(
+    path: Path, dtype: str | torch.dtype, place: torch.device, backend: str, device_map: Any
+) -> CausalModel:
+    if backend != "transformers" and device_map is None:
+        try:
+            return load_directory(path, dtype, place)
+        except LoadError as error:
+            if backend == "native" or not (isinstance(error, UnsupportedArchitecture) or _is_quantised(path)):
+                raise
+    from ouroboros.models.transformers import load_pretrained
+
+    return load_pretrained(path, dtype, place, device_map)
+
+
+def _from_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str, backend: str) -> CausalModel:
+    if backend != "transformers":
+        try:
+            return load_module(module, dtype, device)
+        except LoadError as error:
+            quantised = getattr(getattr(module, "config", None), "quantization_config", None) is not None
+            if backend == "native" or not (isinstance(error, UnsupportedArchitecture) or quantised):
+                raise
+    from ouroboros.models.transformers import wrap_module
+
+    return wrap_module(module, dtype, device)
+
+
+def _is_quantised(path: Path) -> bool:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("quantization_config") is not None
 
 
 def _check_pair(

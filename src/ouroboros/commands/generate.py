@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ouroboros._render import Screen
     from ouroboros.generate import Decoder, GenerationResult
 
-__all__ = ["generate", "show_stream"]
+__all__ = ["generate", "read_prompt", "show_stream"]
 
 
 @click.command(short_help="Continue a prompt.")
@@ -85,7 +85,7 @@ def generate(
     check_threads(threads)
     if pool_read_only and pool is None:
         raise InputError("--pool-read-only needs a --pool FILE to read")
-    text = _read_prompt(prompt, prompt_file)
+    text = read_prompt(prompt, prompt_file)
     screen = Screen()
     # A download shows its own progress, which a spinner would spoil.
     local = all(name is None or Path(name).is_dir() for name in (target, draft))
@@ -130,7 +130,7 @@ def _as_json(result: GenerationResult) -> str:
     return to_json({**values, "stats": result.stats.to_dict()})
 
 
-def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     """The prompt from where the user says, with no byte changed.
 
     Raises:

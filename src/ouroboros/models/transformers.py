@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as hf_logging
 
 from ouroboros.errors import InputError, LoadError
 from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
@@ -35,8 +36,8 @@ UNLIMITED = 2**31 - 1  # max_positions of a model that has none
 ROW_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # hold one row a token, and nothing else
 NO_LAYERS = {"mlp", "moe"}  # hold nothing
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind → config's name
-# What two ways of computing the same logits may differ by, in parts of the logits' scale. In the short types a mixture of
-# experts may route single rows otherwise: there the median counts.
+# What two ways of computing the same logits may differ by, in parts of the logits' scale. In the short types a mixture
+# of experts may route single rows otherwise: there the median counts.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -54,6 +55,8 @@ def load_pretrained(
     if dtype != "auto":
         dtype = pick_dtype(dtype, torch.float32, 0, device)
     try:
+        raw, _ = _call(transformers.PretrainedConfig.get_config_dict, path)
+        _check_kind(raw.get("model_type"), bool(raw.get("is_encoder_decoder")), "auto_map" in raw)
         config = _call(transformers.AutoConfig.from_pretrained, path, trust_remote_code=False)
         _check_config(config)
         module, report = _call(
@@ -65,9 +68,10 @@ def load_pretrained(
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
-        absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+        absent = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
         if absent:  # transformers fills them with random numbers
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             raise LoadError(f"the checkpoint lacks the tensor {absent[0]!r}{more}, or holds it in another shape")
@@ -330,13 +334,19 @@ def _own(slot: Slot) -> _Slot:
 # ------------------------------------------------------------------------------------------- what the config says
 
 
+def _check_kind(kind: object, encoder: bool, has_code: bool = False) -> None:
+    if encoder:
+        raise LoadError(f"architecture {kind!r} is an encoder and a decoder; only decoders can be used")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        code = " (it comes with code of its own, which is not run)" if has_code else ""
+        version = transformers.__version__
+        raise LoadError(f"architecture {kind!r} is no causal language model of transformers {version}{code}")
+
+
 def _check_config(config: transformers.PretrainedConfig) -> None:
     """Refuses what is no causal language model, before any weight is read."""
     kind = config.model_type
-    if config.is_encoder_decoder:
-        raise LoadError(f"architecture {kind!r} is an encoder and a decoder; only decoders can be used")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise LoadError(f"architecture {kind!r} is no causal language model of transformers {transformers.__version__}")
+    _check_kind(kind, config.is_encoder_decoder)
     text = config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - ROW_LAYERS - NO_LAYERS)
     if others:
@@ -460,8 +470,11 @@ def _probe_trees(model: TransformersModel) -> bool:
         got.append(model.score([ScoreRequest(slot, below, rows=wanted)])[0])
         rows += list(expected[3, PROMPT + SHARED[3] :])
         found, right = torch.cat(got), torch.stack(rows)
-        # The same rows without any mask: where that changes little, little may be wrong.
-        wrong = _plain(model, [texts[0][: PROMPT - 1] + tree.tokens])[0, PROMPT - 1 :]
+        # Each node sees all before it, for comparison: where that changes little, little may be wrong.
+        slot = model.open()
+        model.prefill(slot, texts[0][: PROMPT - 1])
+        positions = [PROMPT - 1 + depth for depth in tree.depths]
+        wrong = model._forward(slot, tree.tokens, positions, None, range(len(tree)))
         error, signal = _errors(found, right).median(), _errors(wrong, right[: len(tree)]).median()
         return _agree(found, right) and bool(error <= signal / 5)
 
@@ -518,10 +531,18 @@ def _narrowed(config: transformers.PretrainedConfig) -> Iterator[None]:
 
 
 def _call(function: Any, *args: Any, **settings: Any) -> Any:
+    """Calls transformers, which writes nothing to the terminal meanwhile."""
+    shows, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try:
         return function(*args, **settings)
     except Exception as error:  # transformers raises dozens of unrelated types
         raise LoadError(_one_line(error)) from error
+    finally:
+        hf_logging.set_verbosity(level)
+        if shows:
+            hf_logging.enable_progress_bar()
 
 
 def _one_line(error: BaseException) -> str:

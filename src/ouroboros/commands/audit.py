@@ -1,0 +1,192 @@
+"""``ouroboros audit``: whether accelerated decoding is lossless with these models, on this dtype and device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ouroboros.commands.generate import read_prompt
+from ouroboros.commands.options import (
+    Session,
+    check_threads,
+    method_settings,
+    place_options,
+    sampling_options,
+    to_json,
+)
+from ouroboros.config import METHODS, MethodOptions, SamplingParams, options_for, options_from_strings
+from ouroboros.errors import InputError
+
+if TYPE_CHECKING:
+    from ouroboros.generate import Decoder, Prompt
+
+__all__ = ["audit"]
+
+_PLAIN = "autoregressive"
+
+
+@click.command(short_help="Check that accelerated decoding changes no token.")
+@click.option(
+    "--prompt", "texts", multiple=True, metavar="P", help="A prompt. Repeatable.  [default: three of HumanEval]"
+)
+@click.option("--prompt-file", metavar="F", help='A JSON object a line, with "prompt"; or text that is one prompt.')
+@click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]")
+@click.option("--draft", metavar="D", help="Draft model: a directory or hub id.")
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice([method for method in METHODS if method != _PLAIN]),
+    multiple=True,
+    help="Repeatable.  [default: all that these models can run]",
+)
+@sampling_options
+@click.option(
+    "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the methods that have it."
+)
+@place_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+@click.pass_obj
+def audit(
+    session: Session,
+    texts: tuple[str, ...],
+    prompt_file: str | None,
+    target: str | None,
+    draft: str | None,
+    methods: tuple[str, ...],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    assignments: tuple[str, ...],
+    dtype: str,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Write prompts with plain decoding and with accelerated methods, with the same seed, and compare the tokens.
+
+    Where outputs part, the margin between the two tokens is held against the rounding that is measured on this model,
+    dtype and device: a near-tie, or a defect. Exit status: 0 without defects, 1 with one.
+    """
+    from ouroboros._render import Screen
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    settings = method_settings(assignments)
+    check_threads(threads)
+    prompts = _prompts(texts, prompt_file)
+    options = _options(methods or _runnable(target, draft), settings)
+    screen = Screen()
+    local = all(name is None or Path(name).is_dir() for name in (target, draft))
+    status = screen.status("loading") if local else contextlib.nullcontext()
+    with session.interrupts.at_once(screen.restore_cursor), status:
+        from ouroboros.bench.audit import audit as run_audit
+        from ouroboros.drafting.factory import NEEDS_DRAFT
+        from ouroboros.generate import Decoder
+        from ouroboros.phrases.pool import PhrasePool
+
+        whole = next((method for method in options if method in NEEDS_DRAFT), next(iter(options)))
+        loaded = session.load(target, draft, whole, options[whole], dtype, device, threads, None, False)
+
+    def load(method: str) -> Decoder:
+        """The same models for all methods, and phrases that are kept from prompt to prompt."""
+        draft_model = loaded.draft if method in NEEDS_DRAFT else None
+        chosen = options.get(method, options_for(method))
+        return Decoder(loaded.target, draft_model, loaded.tokenizer, method, chosen, PhrasePool())
+
+    with contextlib.closing(loaded), screen.status("comparing") as progress:
+        report = run_audit(load, prompts, params, progress, tuple(options))
+    session.interrupts.check()
+    if as_json:
+        screen.text(to_json(report.to_dict()))
+    else:
+        words = loaded.tokenizer
+        screen.audit(report, lambda token: "" if words is None else words.decode([token]))
+    if report.verdict == "defect":
+        raise click.exceptions.Exit(1)
+
+
+def _runnable(target: str | None, draft: str | None) -> list[str]:
+    """Methods that the pair can run: those with a draft model only where there is one."""
+    alone = ["lookahead", "prompt_lookup"]
+    return alone if target is not None and draft is None else [method for method in METHODS if method != _PLAIN]
+
+
+def _options(methods: Sequence[str], settings: Mapping[str, str]) -> dict[str, MethodOptions]:
+    """Each method's options, in the order of METHODS; a setting goes to all methods that have such an option.
+
+    Raises:
+        InputError: none has, or a value is not allowed.
+    """
+    names = {method: [field.name for field in dataclasses.fields(METHODS[method])] for method in methods}
+    for name in settings:
+        if not any(name in own for own in names.values()):
+            allowed = ", ".join(sorted({name for own in names.values() for name in own}))
+            raise InputError(f"no method of {', '.join(names)} has an option {name!r} (their options: {allowed})")
+    return {
+        method: options_from_strings(method, {name: text for name, text in settings.items() if name in names[method]})
+        for method in METHODS
+        if method in names
+    }
+
+
+def _prompts(texts: Sequence[str], prompt_file: str | None) -> list[Prompt]:
+    """All prompts: ``--prompt`` first, then the file's; without any the three that lie in the package.
+
+    Raises:
+        InputError: the file is unreadable, or a line of it is not as it should be.
+    """
+    from ouroboros.bench.demo import demo_prompts
+
+    prompts: list[Prompt] = list(texts)
+    if prompt_file is not None:
+        prompts += _parse(read_prompt(None, prompt_file), prompt_file)
+    return prompts or [prompt.text for prompt in demo_prompts()]
+
+
+def _parse(text: str, name: str) -> list[Prompt]:
+    """The prompts of a file: text, unless its first line is a JSON object with a prompt."""
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines or _prompt_of(lines[0][1]) is None:
+        return [text]
+    prompts: list[Prompt] = []
+    for number, line in lines:
+        prompt = _prompt_of(line)
+        if prompt is None:
+            wanted = 'a JSON object with a text or token ids as "prompt"'
+            raise InputError(f"line {number} of prompt file {name!r} must be {wanted}, not {line[:60]!r}")
+        prompts.append(prompt)
+    return prompts
+
+
+def _prompt_of(line: str) -> Prompt | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+        return prompt
+    return None
