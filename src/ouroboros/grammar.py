@@ -68,7 +68,7 @@ class Grammar:
         return scores_BV.masked_fill(~allowed_BV.to(scores_BV.device), -torch.inf)
 
     def forced(self, history: Sequence[int]) -> list[int]:
-        """The only text that may follow, in the tokenizer's own spelling (the model may split the same text otherwise)."""
+        """The only text that may follow, as the tokenizer spells it (the model may split the same text otherwise)."""
         state = self._state(tuple(history[self._prompt_length :]))
         return [] if state is None else [int(token) for token in state.compute_ff_tokens()]
 
