@@ -239,6 +239,15 @@ def test_context_where_angles_depend_on_the_length() -> None:
     assert wrap_module(hf.AutoModelForCausalLM.from_config(config), "auto", "auto").info.max_positions == 64
 
 
+def test_kernels_that_take_no_mask_run_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(module("llama"))
+    for kind in ("sdpa", "eager"):
+        model.config._attn_implementation = kind
+        assert wrap_module(model, "auto", "auto").info.trees
+    monkeypatch.setattr("ouroboros.models.transformers.MASKED", {"sdpa"})
+    assert not wrap_module(model, "auto", "auto").info.trees
+
+
 class Unmasked(TransformersModel):
     """Lets every node see every other one before it."""
 

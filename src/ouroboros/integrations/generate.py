@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -52,11 +51,16 @@ class _Row:
 
 
 class CustomGenerate:
-    """The callable. It keeps an adapter and a phrase pool for each model that it has met, while that model lives."""
+    """The callable. It keeps each model that it has met, with an adapter and a phrase pool, until ``forget``."""
 
     def __init__(self) -> None:
-        self._models: WeakKeyDictionary[torch.nn.Module, CausalModel] = WeakKeyDictionary()
-        self._pools: WeakKeyDictionary[torch.nn.Module, PhrasePool] = WeakKeyDictionary()
+        self._models: dict[torch.nn.Module, CausalModel] = {}
+        self._pools: dict[torch.nn.Module, PhrasePool] = {}
+
+    def forget(self) -> None:
+        """Lets go of all models and pools, so that their memory can be freed."""
+        self._models.clear()
+        self._pools.clear()
 
     def __call__(
         self,
@@ -77,7 +81,7 @@ class CustomGenerate:
         Args:
             draft_model: a small model of the same vocabulary. method: by default ``ouroboros`` with a draft model,
                 ``lookahead`` without. method_options: its options, a dataclass of config.py or a dict.
-            phrase_pool: None: one that lives as long as the model; False: an empty one for each row; or a PhrasePool.
+            phrase_pool: None: one that is kept for the model; False: an empty one for each row; or a PhrasePool.
             token_streamer: a transformers streamer. (transformers keeps ``streamer=`` from callables and would let it
                 wait for ever; the folder ``REPOSITORY`` takes it by that name. Likewise ``stop_strings=`` needs a
                 tokenizer that transformers keeps from callables: give ``StopStringCriteria`` instead.)

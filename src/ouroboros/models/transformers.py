@@ -35,6 +35,7 @@ STEP = 256  # rows by which a layer's buffer grows at least
 UNLIMITED = 2**31 - 1  # max_positions of a model that has none
 ROW_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # hold one row a token, and nothing else
 NO_LAYERS = {"mlp", "moe"}  # hold nothing
+MASKED = {"eager", "sdpa"}  # implementations of attention that take any additive mask
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind → config's name
 # What two ways of computing the same logits may differ by, in parts of the logits' scale. In the short types a mixture
 # of experts may route single rows otherwise: there the median counts.
@@ -220,6 +221,8 @@ class TransformersModel:
     def _find_trees(self) -> bool:
         """Whether trees give what their paths give; settles how the masks are passed."""
         if not self._takes_positions or _unknown_window(self._config):
+            return False
+        if self._config._attn_implementation not in MASKED:  # other kernels do not even fail cleanly
             return False
         kinds = _kinds(self._config)
         forms = [kinds, None] if len(kinds) == 1 else [kinds]
