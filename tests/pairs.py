@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +18,7 @@ from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
 from tests.reference import NaiveLlama
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 EMBEDDED = Path(ouroboros.__file__).parent / "embedded"
 CPU = torch.device("cpu")
 
@@ -99,3 +100,12 @@ def embedded_pair() -> Pair:
         "unrelated": native(other, random_weights(other, 4), torch.float32),
     }
     return Pair(target, NaiveLlama(config, weights, torch.float32), drafts)
+
+
+def unsettled(module: Module) -> Module:
+    """Nothing is left at its neutral value: transformers begins with norms of 1 and biases of 0."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return module.eval()

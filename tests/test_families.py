@@ -27,6 +27,7 @@ from ouroboros.models.families import FAMILIES, parse_config
 from ouroboros.models.loading import load_directory, load_module
 from ouroboros.models.rotary import rotary_frequencies
 from ouroboros.tree import Origin
+from tests.pairs import unsettled
 from tests.test_native_decoder import (
     BASE,
     CPU,
@@ -94,12 +95,7 @@ def random_model(name: str) -> PreTrainedModel:
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     config = AutoConfig.for_model(**{**BASE, **ends, **MODELS[name]})
     module: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    module.eval()
-    return module
+    return unsettled(module)
 
 
 def read_twice(path: Path) -> Both:

@@ -26,6 +26,7 @@ from ouroboros.models.base import ScoreRequest, Slot
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import load_directory, load_module
 from ouroboros.tree import Origin, TokenTree
+from tests.pairs import unsettled
 
 CPU = torch.device("cpu")
 VOCAB = 89
@@ -127,12 +128,7 @@ def random_module(**changes: Any) -> LlamaForCausalLM:
     """A Llama with nothing left at its neutral value: transformers begins with norms of 1 and biases of 0."""
     torch.manual_seed(1)
     module = LlamaForCausalLM(LlamaConfig(**{**BASE, **changes}))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    module.eval()
-    return module
+    return unsettled(module)
 
 
 def theirs(path: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:

@@ -50,7 +50,7 @@ def byte_tokens() -> dict[int, int]:
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> Any:
-    return tokenizer._hf
+    return tokenizer.hf
 
 
 @functools.cache

@@ -29,6 +29,7 @@ __all__ = [
 
 Processor = Callable[[Any, Any], Any]  # (input_ids [B, L], scores [B, V]) -> scores; no torch in this file
 MAX_SEED = 2**63 - 1
+GRAMMARS = ("json_schema", "regex", "lark")
 
 
 def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -126,9 +127,9 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
         object.__setattr__(self, "processors", _processors(self.processors))
         if self.grammar is not None:
-            known = ("json_schema", "regex", "lark")
-            if not isinstance(self.grammar, Mapping) or len(self.grammar) != 1 or next(iter(self.grammar)) not in known:
-                raise InputError(f"grammar must have one entry, named {' or '.join(known)}, not {self.grammar!r}")
+            known = isinstance(self.grammar, Mapping) and len(self.grammar) == 1 and set(self.grammar) <= set(GRAMMARS)
+            if not known:
+                raise InputError(f"grammar must have one entry, named {' or '.join(GRAMMARS)}, not {self.grammar!r}")
             if self.ignore_eos:
                 raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
         if self.logprobs is not None:
@@ -272,12 +273,14 @@ METHODS: Mapping[str, type[MethodOptions]] = {
 }
 
 
-def options_for(method: str, options: MethodOptions | None = None) -> MethodOptions:
-    """``options`` checked against ``method``, or the method's defaults.
+def options_for(method: str, options: MethodOptions | Mapping[str, Any] | None = None) -> MethodOptions:
+    """``options`` checked against ``method``, made of a mapping of its fields, or the method's defaults.
 
     Raises:
-        InputError: the method is unknown, or the options belong to another method.
+        InputError: the method is unknown, or the options belong to another method, or are unknown or out of range.
     """
+    if isinstance(options, Mapping):
+        return options_from_strings(method, {name: str(value) for name, value in options.items()})
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     kind = METHODS[method]

@@ -19,7 +19,6 @@ from ouroboros.text import Tokenizer
 
 __all__ = ["Grammar"]
 
-_KINDS = {"json_schema": "grammar_from_json_schema", "regex": "grammar_from_regex", "lark": "grammar_from_lark"}
 _STATES = 512  # texts whose state is kept
 
 
@@ -51,7 +50,7 @@ class Grammar:
         kind, text = next(iter(source.items()))
         matcher = llguidance.LLMatcher
         try:
-            compiled = getattr(matcher, _KINDS[kind])(text)
+            compiled = getattr(matcher, f"grammar_from_{kind}")(text)  # kinds: config.GRAMMARS
             words = llguidance.hf.from_tokenizer(tokenizer.hf, n_vocab=vocab_size, eos_token=sorted(stop_ids) or None)
             start = matcher(words, compiled, log_level=0)
             problem = start.get_error() if start.is_error() else ""

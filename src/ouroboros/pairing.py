@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ouroboros.config import MethodOptions, options_for, options_from_strings
+from ouroboros.config import MethodOptions, options_for
 from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.generate import Decoder
@@ -64,7 +64,7 @@ def load(
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers differ.
         PoolFileError: the pool's file is no pool, or of another vocabulary.
     """
-    chosen = _options(method, options)
+    chosen = options_for(method, options)
     needs_draft = method in NEEDS_DRAFT
     if draft is not None and not needs_draft:
         raise InputError(f"method {method!r} uses no draft model; draft must be None, not {_name(draft)}")
@@ -108,12 +108,6 @@ def _open_pool(decoder: Decoder, path: Path, read_only: bool) -> None:
     else:
         raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
     decoder.pool_file = None if read_only else path
-
-
-def _options(method: str, options: MethodOptions | Mapping[str, Any] | None) -> MethodOptions:
-    if isinstance(options, Mapping):
-        return options_from_strings(method, {name: str(value) for name, value in options.items()})
-    return options_for(method, options)
 
 
 def _name(model: object) -> str:

@@ -101,9 +101,12 @@ class Sampler:
     @property
     def needs_history(self) -> bool:
         """Whether draws depend on the history; where they do not, histories may be empty."""
+        return self._penalised or bool(self.processors)
+
+    @property
+    def _penalised(self) -> bool:
         params = self.params
-        penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-        return bool(penalised or self.processors)
+        return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
     def argmax(self, logits_RV: Tensor) -> list[int]:
         """The likeliest token of each raw row (ties to the lowest id); one transfer to the host."""
@@ -149,7 +152,7 @@ class Sampler:
             ids = torch.tensor([token for token, _ in params.logit_bias], device=scores_RV.device)
             bias = torch.tensor([value for _, value in params.logit_bias], device=scores_RV.device)
             scores_RV = scores_RV.index_add(-1, ids, bias.to(scores_RV.dtype).expand(len(scores_RV), -1))
-        if self.needs_history:
+        if self._penalised:
             scores_RV = self._penalise(scores_RV.clone(), histories)
         if self.processors:
             scores_RV = self._process(scores_RV, histories)

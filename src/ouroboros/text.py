@@ -46,7 +46,6 @@ class Tokenizer:
     """A Hugging Face tokenizer behind the few calls that this library makes."""
 
     def __init__(self, hf_tokenizer: Any) -> None:
-        self._hf = hf_tokenizer
         self.hf = hf_tokenizer
 
     @classmethod
@@ -97,7 +96,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"a prompt must be valid Unicode text, not with {text[error.start]!r} in it") from None
-        return [int(token) for token in self._hf.encode(text, verbose=False)]
+        return [int(token) for token in self.hf.encode(text, verbose=False)]
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the answer begins; the template adds its own special tokens.
@@ -105,10 +104,10 @@ class Tokenizer:
         Raises:
             InputError: the tokenizer has no chat template, or the template refuses the messages.
         """
-        if not getattr(self._hf, "chat_template", None):
+        if not getattr(self.hf, "chat_template", None):
             raise InputError("messages need a tokenizer with a chat template, and this one has none")
         try:
-            ids = self._hf.apply_chat_template(
+            ids = self.hf.apply_chat_template(
                 [dict(message) for message in messages], tokenize=True, add_generation_prompt=True, return_dict=False
             )
         except Exception as error:  # templates are programs; they raise what they like
@@ -120,7 +119,7 @@ class Tokenizer:
         shown = [token for token in ids if not self.is_silent(token)]
         if not shown:
             return ""
-        return str(self._hf.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self.hf.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def is_silent(self, token_id: int) -> bool:
         """Whether the token never shows in a text: it is special, or unknown to the vocabulary."""
@@ -128,7 +127,7 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        found = self._hf.eos_token_id
+        found = self.hf.eos_token_id
         return None if found is None else int(found)
 
     @functools.cached_property
@@ -148,7 +147,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _vocab(self) -> dict[str, int]:
-        return {str(token): int(index) for token, index in self._hf.get_vocab().items()}
+        return {str(token): int(index) for token, index in self.hf.get_vocab().items()}
 
     @functools.cached_property
     def _known_ids(self) -> frozenset[int]:
@@ -156,9 +155,9 @@ class Tokenizer:
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
-        added = getattr(self._hf, "added_tokens_decoder", {})
+        added = getattr(self.hf, "added_tokens_decoder", {})
         flagged = {int(index) for index, token in added.items() if getattr(token, "special", False)}
-        return frozenset(flagged.union(int(index) for index in getattr(self._hf, "all_special_ids", ())))
+        return frozenset(flagged.union(int(index) for index in getattr(self.hf, "all_special_ids", ())))
 
 
 def _read(directory: Path) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +14,7 @@ from ouroboros.commands.generate import read_prompt
 from ouroboros.commands.options import (
     Session,
     check_threads,
+    loading_status,
     method_settings,
     place_options,
     sampling_options,
@@ -59,15 +59,7 @@ def audit(
     target: str | None,
     draft: str | None,
     methods: tuple[str, ...],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: tuple[str, ...],
-    ignore_eos: bool,
+    params: SamplingParams,
     assignments: tuple[str, ...],
     dtype: str,
     device: str,
@@ -81,25 +73,12 @@ def audit(
     """
     from ouroboros._render import Screen
 
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-    )
     settings = method_settings(assignments)
     check_threads(threads)
     prompts = _prompts(texts, prompt_file)
     options = _options(methods or _runnable(target, draft), settings)
     screen = Screen()
-    local = all(name is None or Path(name).is_dir() for name in (target, draft))
-    status = screen.status("loading") if local else contextlib.nullcontext()
-    with session.interrupts.at_once(screen.restore_cursor), status:
+    with session.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         from ouroboros.bench.audit import audit as run_audit
         from ouroboros.drafting.factory import NEEDS_DRAFT
         from ouroboros.generate import Decoder

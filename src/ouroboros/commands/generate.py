@@ -12,6 +12,7 @@ import click
 from ouroboros.commands.options import (
     Session,
     check_threads,
+    loading_status,
     method_settings,
     place_options,
     sampling_options,
@@ -49,15 +50,7 @@ def generate(
     target: str | None,
     draft: str | None,
     method: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: tuple[str, ...],
-    ignore_eos: bool,
+    params: SamplingParams,
     draft_tokens: int | None,
     assignments: tuple[str, ...],
     dtype: str,
@@ -70,27 +63,13 @@ def generate(
     """Continue PROMPT, or standard input if it is -, or the text of --prompt-file."""
     from ouroboros._render import Screen
 
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-    )
     options = options_from_strings(method, method_settings(assignments, draft_tokens))
     check_threads(threads)
     if pool_read_only and pool is None:
         raise InputError("--pool-read-only needs a --pool FILE to read")
     text = read_prompt(prompt, prompt_file)
     screen = Screen()
-    # A download shows its own progress, which a spinner would spoil.
-    local = all(name is None or Path(name).is_dir() for name in (target, draft))
-    status = screen.status("loading") if local else contextlib.nullcontext()
-    with session.interrupts.at_once(screen.restore_cursor), status:
+    with session.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = session.load(target, draft, method, options, dtype, device, threads, pool, pool_read_only)
     with contextlib.closing(decoder):
         if not as_json:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -14,9 +17,19 @@ from ouroboros.config import MethodOptions, SamplingParams
 from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
+    from ouroboros._render import Screen
     from ouroboros.generate import Decoder
 
-__all__ = ["Load", "Session", "check_threads", "method_settings", "place_options", "sampling_options", "to_json"]
+__all__ = [
+    "Load",
+    "Session",
+    "check_threads",
+    "loading_status",
+    "method_settings",
+    "place_options",
+    "sampling_options",
+    "to_json",
+]
 
 _Command = Callable[..., Any]
 _DEFAULTS = SamplingParams()
@@ -59,8 +72,7 @@ def _together(*options: Callable[[_Command], _Command]) -> Callable[[_Command], 
     return decorate
 
 
-# The fields of SamplingParams, with its defaults.
-sampling_options = _together(
+_sampling = _together(
     click.option("--max-new-tokens", type=int, metavar="N", default=_DEFAULTS.max_new_tokens, show_default=True),
     click.option("--temperature", type=float, default=_DEFAULTS.temperature, show_default=True, help="0 is greedy."),
     click.option("--top-k", type=int, default=_DEFAULTS.top_k, show_default=True, help="0 keeps all tokens."),
@@ -73,6 +85,30 @@ sampling_options = _together(
     click.option("--stop", multiple=True, metavar="S", help="End the output where this text begins. Repeatable."),
     click.option("--ignore-eos", is_flag=True, default=_DEFAULTS.ignore_eos, help="Go on past end-of-sequence tokens."),
 )
+_SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "ignore_eos",
+)
+
+
+def sampling_options(command: _Command) -> _Command:
+    """Options for fields of SamplingParams, with its defaults; the command gets them as ``params``."""
+
+    @functools.wraps(command)
+    def with_params(*args: Any, **values: Any) -> Any:
+        params = SamplingParams(**{name: values.pop(name) for name in _SAMPLING})
+        return command(*args, params=params, **values)
+
+    return _sampling(with_params)
+
+
 # Where and how the models run.
 place_options = _together(
     click.option("--dtype", default="auto", show_default=True, help="Type of the weights."),
@@ -93,6 +129,12 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise InputError(f"--threads must be a whole number from 1 to {_MOST_THREADS}, not {threads}")
+
+
+def loading_status(screen: Screen, *models: str | None) -> contextlib.AbstractContextManager[Any]:
+    """A spinner while models are loaded, but for downloads: these show their own progress, which it would spoil."""
+    local = all(name is None or Path(name).is_dir() for name in models)
+    return screen.status("loading") if local else contextlib.nullcontext()
 
 
 def method_settings(assignments: Sequence[str], draft_tokens: int | None = None) -> dict[str, str]:

@@ -30,15 +30,13 @@ class LookaheadDrafter:
         self._harvest = TextHarvest(pool, len(prompt)) if options.prompt_ngrams else None
         self._bottom: list[int] = []
         self._sequence: Sequence[int] = prompt
-        self._context: list[int] = []
         self._found: Found | None = None
 
     def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
         if self._harvest is not None:
             self._harvest.learn(sequence)
         self._sequence = sequence
-        self._context = list(sequence[-MAX_KEY:])
-        self._found = self._pool.lookup(self._context, self._options.branches, min(self._options.ngram - 1, room))
+        self._found = self._pool.lookup(sequence[-MAX_KEY:], self._options.branches, min(self._options.ngram - 1, room))
         tree = self._found.tree
         self._bottom = self._window.hang(tree, 0) if self._fits(sequence) else []
         return tree
@@ -48,7 +46,7 @@ class LookaheadDrafter:
 
     def observe(self, verdict: Verdict) -> None:
         assert self._found is not None
-        self._pool.credit(self._context, self._found, verdict.tokens)
+        self._pool.credit(self._sequence, self._found, verdict.tokens)
         if self._harvest is not None:
             self._harvest.learn([*self._sequence, *verdict.tokens])
         if self._bottom:

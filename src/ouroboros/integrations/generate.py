@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ouroboros.config import MethodOptions, SamplingParams, options_for, options_from_strings
+from ouroboros.config import MethodOptions, SamplingParams, options_for
 from ouroboros.decoder import decode
 from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
 from ouroboros.errors import InputError
@@ -96,8 +96,6 @@ class CustomGenerate:
         if (draft_model is not None) != (method in NEEDS_DRAFT):
             needs = "needs a draft_model" if method in NEEDS_DRAFT else "uses no draft_model"
             raise InputError(f"method {method!r} {needs}")
-        if isinstance(method_options, dict):
-            method_options = options_from_strings(method, {name: str(value) for name, value in method_options.items()})
         options = options_for(method, method_options)
         mask = model_kwargs.get("attention_mask")
         rows = []
@@ -155,26 +153,34 @@ class CustomGenerate:
         def start() -> Any:
             return build_drafter(method[1], draft, sampler, pool, prompt, stop_ids, info.max_positions, info.trees)
 
-        ids = row
-        found = _Row([], [], [], recorder.freeze())
-        steps = decode(target, start, sampler, prompt, params.max_new_tokens, stop_ids, recorder, keep_logits=True)
+        wants_scores = config.return_dict_in_generate and config.output_scores
+        wants_logits = config.return_dict_in_generate and config.output_logits
+        keep = bool(wants_scores or wants_logits)
+        tokens: list[int] = []
+        scores: list[Tensor] = []
+        logits: list[Tensor] = []
+        ids, stopped = row, False
+        steps = decode(target, start, sampler, prompt, params.max_new_tokens, stop_ids, recorder, keep)
         for step in steps:
-            assert step.logits_TV is not None
             for depth, (token, origin) in enumerate(zip(step.tokens, step.origins, strict=True)):
-                raw_1V = step.logits_TV[depth : depth + 1].float()
                 recorder.emit(origin.label, origin.value, depth + 1)
-                if config.return_dict_in_generate and config.output_scores:
-                    found.scores.append(sampler.warp(raw_1V, [[*prompt, *found.tokens]]))
-                if config.return_dict_in_generate and config.output_logits:
-                    found.logits.append(raw_1V)
-                found.tokens.append(token)
+                if step.logits_TV is not None:
+                    raw_1V = step.logits_TV[depth : depth + 1].float()
+                    if wants_scores:
+                        scores.append(sampler.warp(raw_1V, [[*prompt, *tokens]]))
+                    if wants_logits:
+                        logits.append(raw_1V)
+                tokens.append(token)
                 ids = torch.cat((ids, ids.new_tensor([token])))
                 if streamer is not None:
                     streamer.put(ids[-1:].cpu())
-                if bool(criteria(ids[None], tuple(found.scores) or None)[0]):
-                    steps.close()
-                    return _Row(found.tokens, found.scores, found.logits, recorder.freeze())
-        return _Row(found.tokens, found.scores, found.logits, recorder.freeze())
+                stopped = bool(criteria(ids[None], tuple(scores) or None)[0])
+                if stopped:
+                    break
+            if stopped:
+                break
+        steps.close()
+        return _Row(tokens, scores, logits, recorder.freeze())
 
     def _adapter(self, module: transformers.PreTrainedModel) -> CausalModel:
         if module not in self._models:
