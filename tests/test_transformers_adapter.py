@@ -25,7 +25,9 @@ from ouroboros.config import SpeculativeOptions as Speculative
 from ouroboros.errors import InputError, LoadError
 from ouroboros.models.base import CausalModel, ScoreRequest, Slot
 from ouroboros.models.loading import load_module
-from ouroboros.models.transformers import TransformersModel, load_pretrained, wrap_module
+from ouroboros.models.transformers import load_pretrained, wrap_module
+from ouroboros.models.transformers_model import TransformersModel
+from ouroboros.models.transformers_probe import adapt
 from ouroboros.tree import Origin, TokenTree
 from tests.reference import draw
 
@@ -244,7 +246,7 @@ def test_kernels_that_take_no_mask_run_chains(monkeypatch: pytest.MonkeyPatch) -
     for kind in ("sdpa", "eager"):
         model.config._attn_implementation = kind
         assert wrap_module(model, "auto", "auto").info.trees
-    monkeypatch.setattr("ouroboros.models.transformers.MASKED", {"sdpa"})
+    monkeypatch.setattr("ouroboros.models.transformers_probe.MASKED", {"sdpa"})
     assert not wrap_module(model, "auto", "auto").info.trees
 
 
@@ -268,8 +270,8 @@ def test_the_test_at_load_notices(name: str, dtype: torch.dtype) -> None:
     kind, settings = ALL[name]
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(kind(**{**settings, "initializer_range": 0.02})).to(dtype)
-    assert TransformersModel(model).info.trees == (name in TREES)
-    assert not Unmasked(model).info.trees
+    assert adapt(model).info.trees == (name in TREES)
+    assert not adapt(model, Unmasked).info.trees
 
 
 # ------------------------------------------------------------------------------------------------------- the contract
@@ -400,8 +402,8 @@ def test_long_chain_and_tree(name: str) -> None:
 
 
 def test_buffers_grow_and_prefill_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ouroboros.models.transformers.STEP", 3)
-    monkeypatch.setattr("ouroboros.models.transformers.PREFILL_CHUNK", 5)
+    monkeypatch.setattr("ouroboros.models.transformers_cache.STEP", 3)
+    monkeypatch.setattr("ouroboros.models.transformers_model.PREFILL_CHUNK", 5)
     life = Life(adapter("gemma3"), "gemma3", random.Random(5))
     life.committed = [1, 2, 3, 4] * 8
     life.model.prefill(life.slot, life.committed)

@@ -7,10 +7,11 @@ nodes of a tree in their order. Invariant: nobody else writes to the buffer; ``r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ouroboros.models.rows import grown, keep
 
 __all__ = ["KVCache"]
 
@@ -44,13 +45,7 @@ class KVCache:
     def reserve(self, rows: int) -> None:
         """Makes room for ``rows`` more rows behind the pending ones; copies what is there when the buffer grows."""
         used = self._length + self._pending
-        if used + rows > self.capacity:
-            # A quarter more than is there keeps the copies few for long texts, a step for short ones.
-            capacity = max(used + rows, self.capacity + self.capacity // 4)
-            capacity = -(-capacity // self._step) * self._step
-            grown = self._buffer.new_empty((*self._buffer.shape[:3], capacity, self._buffer.shape[4]))
-            grown[:, :, :, :used] = self._buffer[:, :, :, :used]
-            self._buffer = grown
+        self._buffer = grown(self._buffer, used, used + rows, self._step)
 
     def write(self, layer: int, keys_HND: Tensor, values_HND: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """Puts N rows of one layer behind the pending ones. Returns that layer's keys and values from row ``first`` on,
@@ -73,12 +68,8 @@ class KVCache:
 
     @torch.inference_mode()
     def commit(self, path: Sequence[int]) -> None:
-        assert all(a < b for a, b in pairwise(path)) and (not path or path[-1] < self._pending)
-        keep = next((i for i, node in enumerate(path) if i != node), len(path))  # nodes that lie where they belong
-        if keep < len(path):
-            rows = self._buffer[:, :, :, self._length : self._length + self._pending]
-            index = torch.tensor(path[keep:], device=rows.device)
-            rows[:, :, :, keep : len(path)] = rows.index_select(3, index)
+        assert not path or path[-1] < self._pending
+        keep([self._buffer], self._length, path)
         self._length += len(path)
         self._pending = 0
 

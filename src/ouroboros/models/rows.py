@@ -1,0 +1,39 @@
+"""Rows of a cache in buffers [..., capacity, size] that are allocated ahead: how they grow, how some rows are kept.
+
+It knows nothing of layers, slots or trees; which rows count is the caller's knowledge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+__all__ = ["grown", "keep"]
+
+
+def grown(buffer: Tensor, used: int, needed: int, step: int) -> Tensor:
+    """``buffer`` if it has ``needed`` rows, else a larger one with a copy of its first ``used`` rows."""
+    capacity = buffer.shape[-2]
+    if needed <= capacity:
+        return buffer
+    # A quarter more than is there keeps the copies few for long texts, a step for short ones.
+    capacity = -(-max(needed, capacity + capacity // 4) // step) * step
+    larger = buffer.new_empty((*buffer.shape[:-2], capacity, buffer.shape[-1]))
+    larger[..., :used, :] = buffer[..., :used, :]
+    return larger
+
+
+def keep(buffers: Iterable[Tensor], base: int, path: Sequence[int]) -> None:
+    """Moves the rows ``base`` + ``path`` (ascending) of each buffer to ``base`` and behind; what lay there is lost."""
+    assert all(a < b for a, b in pairwise(path))
+    first = next((i for i, node in enumerate(path) if i != node), len(path))  # those before lie where they belong
+    if first == len(path):
+        return
+    indices: dict[torch.device, Tensor] = {}  # one a device: a model may lie on several
+    for buffer in buffers:
+        if buffer.device not in indices:
+            indices[buffer.device] = base + torch.tensor(path[first:], device=buffer.device)
+        buffer[..., base + first : base + len(path), :] = buffer.index_select(-2, indices[buffer.device])

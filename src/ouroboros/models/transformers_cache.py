@@ -1,0 +1,96 @@
+"""RowSlot: one sequence's rows in transformers' own kind of cache, so that rows can be dropped and moved.
+
+Its layers keep all rows, also those behind a sliding window: the masks hide them. Invariant: every layer that was
+written holds the committed rows, then the pending ones, and nobody but the model's forward appends to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ouroboros.models.rows import grown, keep
+
+__all__ = ["RowSlot"]
+
+STEP = 256  # rows by which a layer's buffer grows at least
+
+
+class _RowLayer(DynamicLayer):
+    """Keys and values of one layer, [1, heads, rows, size], in buffers that are allocated ahead and grow in steps."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.buffers: list[Tensor] = []
+        self._used = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.buffers = [states[:, :, :0] for states in (key_states, value_states)]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends rows. Returns the keys and values of all rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self._used, self._used + key_states.shape[2]
+        self.buffers = [grown(buffer, start, end, STEP) for buffer in self.buffers]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        return self.show(end)
+
+    def get_seq_length(self) -> int:
+        return self._used
+
+    def show(self, rows: int) -> tuple[Tensor, Tensor]:
+        """From now on the layer has the buffers' first ``rows`` rows."""
+        self._used = rows
+        keys, values = (buffer[:, :, :rows] for buffer in self.buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class RowSlot:
+    """See base.Slot. ``cache`` is what the model's forward is given."""
+
+    def __init__(self) -> None:
+        self.cache = Cache(layer_class_to_replicate=_RowLayer)
+        self.length = 0
+        self.pending = 0
+
+    @property
+    def rows(self) -> set[int]:
+        """How many rows the layers hold: one number, unless a model does not write one row a token."""
+        return {layer.get_seq_length() for layer in self._layers}
+
+    @property
+    def _layers(self) -> list[_RowLayer]:
+        return [layer for layer in self.cache.layers if isinstance(layer, _RowLayer) and layer.is_initialized]
+
+    def advance(self, committed: int, pending: int) -> None:
+        """Counts rows that a forward has appended."""
+        self.length += committed
+        self.pending += pending
+
+    @torch.inference_mode()
+    def commit(self, path: Sequence[int]) -> None:
+        assert not path or path[-1] < self.pending
+        keep((buffer for layer in self._layers for buffer in layer.buffers), self.length, path)
+        self._cut(self.length + len(path), 0)
+
+    def truncate(self, pending: int) -> None:
+        assert 0 <= pending <= self.pending
+        self._cut(self.length, pending)
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self.length, f"cannot rewind from {self.length} to {length}"
+        self._cut(length, 0)
+
+    def _cut(self, length: int, pending: int) -> None:
+        for layer in self._layers:
+            layer.show(length + pending)
+        self.length, self.pending = length, pending

@@ -1,0 +1,140 @@
+"""TransformersModel: a causal language model of transformers behind the protocol of base.py.
+
+Chains run as the model masks them itself; trees run on explicit masks and positions. What a model takes, its maker
+says: ``models.transformers_probe.adapt`` finds it out by trying. This file knows nothing of decoding, nor of any single
+architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor
+
+from ouroboros.errors import LoadError
+from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
+from ouroboros.models.transformers_cache import RowSlot
+from ouroboros.models.transformers_config import WINDOWS, end_tokens, mask_kinds, max_positions
+from ouroboros.tree import TokenTree
+
+__all__ = ["MaskForm", "TransformersModel"]
+
+PREFILL_CHUNK = 512
+MaskForm = Literal["by kind", "single"]  # a tree's masks: one for each kind of attention, by its name; or one tensor
+
+
+class TransformersModel:
+    """A loaded transformers model (see base.CausalModel). ``info.trees`` says whether it takes trees or chains only.
+
+    Args:
+        module: a causal language model in evaluation mode; its ``forward`` alone is called.
+        vocab_size: the number of its logits. masks: how its forward takes the masks of a tree; None: it takes none.
+
+    Raises:
+        LoadError: its weights are not in memory.
+    """
+
+    def __init__(self, module: transformers.PreTrainedModel, vocab_size: int, masks: MaskForm | None) -> None:
+        self._module = module
+        self._config = module.config.get_text_config(decoder=True)
+        self._form = masks
+        embedding = module.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        if embedding.is_meta and getattr(module, "hf_device_map", None) is None:
+            raise LoadError("its weights are not in memory (device meta)")
+        self._device: torch.device = torch.device("cpu") if embedding.is_meta else embedding.device
+        self._embeddings = embedding.shape[0]
+        parameters = inspect.signature(module.forward).parameters
+        self.takes_positions = "position_ids" in parameters
+        self._takes_rows = "logits_to_keep" in parameters
+        self.info = ModelInfo(
+            backend="transformers",
+            vocab_size=vocab_size,
+            max_positions=max_positions(self._config),
+            eos_token_ids=end_tokens(module),
+            parameters=sum(p.numel() for p in module.parameters()),
+            dtype=str(module.dtype).removeprefix("torch."),
+            device=str(self._device),
+            trees=masks is not None,
+        )
+
+    def open(self) -> RowSlot:
+        return RowSlot()
+
+    @torch.inference_mode()
+    def prefill(self, slot: Slot, token_ids: Sequence[int]) -> None:
+        own = _own(slot)
+        assert own.pending == 0, "tokens cannot be committed behind pending nodes"
+        for start in range(0, len(token_ids), PREFILL_CHUNK):
+            chunk = token_ids[start : start + PREFILL_CHUNK]
+            self.forward(own, chunk, range(own.length, own.length + len(chunk)), None, [len(chunk) - 1])
+            own.advance(len(chunk), 0)
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: ScoreRequest) -> Tensor:
+        slot, tree, catch_up = _own(request.slot), request.tree, request.catch_up
+        pending = slot.pending
+        assert not catch_up or pending == 0, "catch-up tokens cannot follow pending nodes"
+        assert len(tree) > pending, "a forward needs new nodes"
+        root = slot.length + len(catch_up)
+        nodes = [root + depth for depth in tree.depths]
+        positions = [*range(slot.length, root), *nodes[pending:]]
+        rows = range(pending, len(tree)) if request.rows is None else request.rows
+        mask = None
+        if any(parent != node - 1 for node, parent in enumerate(tree.parents)):
+            assert self._form is not None, "this model takes chains only"
+            mask = self._masks(tree, pending, len(catch_up), [*range(root), *nodes])
+        tokens = [*catch_up, *tree.tokens[pending:]]
+        logits = self.forward(slot, tokens, positions, mask, [len(catch_up) + row - pending for row in rows])
+        slot.advance(len(catch_up), len(tree) - pending)
+        return logits
+
+    def forward(
+        self, slot: RowSlot, tokens: Sequence[int], positions: Sequence[int], mask: Any, rows: Sequence[int]
+    ) -> Tensor:
+        """Appends rows to the slot, which counts them after. Returns the logits [rows, vocabulary] behind ``rows``.
+
+        Without a mask the tokens are a chain, and the model masks it.
+        """
+        assert max(positions) < self.info.max_positions, f"position {max(positions)} is beyond the model's context"
+        # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
+        ids = torch.tensor([list(tokens)], device=self._device).clamp_(max=self._embeddings - 1)
+        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": slot.cache, "attention_mask": mask}
+        if self.takes_positions:
+            arguments["position_ids"] = torch.tensor([list(positions)], device=self._device)
+        if self._takes_rows:
+            arguments["logits_to_keep"] = torch.tensor(list(rows), dtype=torch.long)  # on a CPU it indexes any device
+        logits: Tensor = self._module(**arguments, use_cache=True, return_dict=True).logits[0]
+        return logits if self._takes_rows else logits[list(rows)]
+
+    def _masks(self, tree: TokenTree, pending: int, catch_up: int, positions: Sequence[int]) -> Any:
+        """Additive masks [1, 1, N, T] of the new rows (catch-up tokens, then nodes) over all rows."""
+        total, root = len(positions), len(positions) - len(tree)
+        first = root + pending - catch_up  # the first new row
+        visible = torch.ones((total - first, total), dtype=torch.bool).tril(first)
+        visible[catch_up:, root:] = torch.from_numpy(tree.ancestor_mask(pending))
+        keys, queries = torch.tensor(positions), torch.tensor(positions[first:])[:, None]
+
+        def additive(kind: str) -> Tensor:
+            seen = visible
+            if kind != "full_attention":
+                size = getattr(self._config, WINDOWS[kind])
+                near = keys > queries - size if kind == "sliding_attention" else keys // size == queries // size
+                seen = visible & near
+            mask = torch.zeros(visible.shape, dtype=self._module.dtype)
+            return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None].to(self._device)
+
+        masks = {kind: additive(kind) for kind in mask_kinds(self._config)}
+        return masks if self._form == "by kind" else next(iter(masks.values()))
+
+
+def _own(slot: Slot) -> RowSlot:
+    assert isinstance(slot, RowSlot), "a slot belongs to the model that opened it"
+    return slot
