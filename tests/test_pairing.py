@@ -303,8 +303,18 @@ def test_quantised_checkpoints_go_to_transformers(models: Mapping[str, Path], tm
     (path / "config.json").write_text(json.dumps(config))
     with refused(LoadError, repr(str(path))):
         ouroboros.load(path, method="autoregressive")
-    with refused(LoadError, repr(str(path)), "quantised"):
+    with refused(UnsupportedArchitecture, repr(str(path)), "quantised"):
         ouroboros.load(path, method="autoregressive", backend="native")
+
+
+def test_quantised_modules_go_to_transformers() -> None:
+    module = llama(1)
+    plain = continued(ouroboros.load(module, method="autoregressive"))
+    module.config.quantization_config = {"quant_method": "awq", "bits": 4}
+    decoder = ouroboros.load(module, method="autoregressive")
+    assert (continued(decoder), decoder.target.info.backend) == (plain, "transformers")
+    with refused(UnsupportedArchitecture, "LlamaForCausalLM", "quantised"):
+        ouroboros.load(module, method="autoregressive", backend="native")
 
 
 def test_device_map(models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

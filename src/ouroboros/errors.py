@@ -28,7 +28,7 @@ class LoadError(OuroborosError):
 
 
 class UnsupportedArchitecture(LoadError):  # noqa: N818 - it is an error by its parent's name
-    """A model that the native decoder does not compute, by its type or by one of its settings."""
+    """A model that the native decoder does not compute, by its type, a setting, or because it is quantised."""
 
 
 class PoolFileError(OuroborosError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -140,8 +139,8 @@ def _from_directory(
     if backend != "transformers" and device_map is None:
         try:
             return load_directory(path, dtype, place)
-        except LoadError as error:
-            if backend == "native" or not (isinstance(error, UnsupportedArchitecture) or _is_quantised(path)):
+        except UnsupportedArchitecture:
+            if backend == "native":
                 raise
     from ouroboros.models.transformers import load_pretrained
 
@@ -152,21 +151,12 @@ def _from_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str,
     if backend != "transformers":
         try:
             return load_module(module, dtype, device)
-        except LoadError as error:
-            quantised = getattr(getattr(module, "config", None), "quantization_config", None) is not None
-            if backend == "native" or not (isinstance(error, UnsupportedArchitecture) or quantised):
+        except UnsupportedArchitecture:
+            if backend == "native":
                 raise
     from ouroboros.models.transformers import wrap_module
 
     return wrap_module(module, dtype, device)
-
-
-def _is_quantised(path: Path) -> bool:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("quantization_config") is not None
 
 
 def _check_pair(

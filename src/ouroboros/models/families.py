@@ -31,8 +31,8 @@ def parse_config(raw: Raw) -> DecoderConfig:
     """DecoderConfig from the contents of config.json.
 
     Raises:
-        UnsupportedArchitecture: the native decoder does not compute this model. LoadError: a field is missing or makes
-            no sense, or the checkpoint is quantised.
+        UnsupportedArchitecture: the native decoder does not compute this model, or not its quantised weights.
+        LoadError: a field is missing or makes no sense.
     """
     kind = raw.get("model_type")
     parser = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -40,7 +40,8 @@ def parse_config(raw: Raw) -> DecoderConfig:
         refusal = UnsupportedArchitecture if isinstance(kind, str) else LoadError
         raise refusal(f"model_type {kind!r} is not supported (supported: {', '.join(map(repr, FAMILIES))})")
     if raw.get("quantization_config") is not None:
-        raise LoadError("quantised checkpoints are not supported (supported: float32, bfloat16, float16 files)")
+        files = "float32, bfloat16, float16 files"
+        raise UnsupportedArchitecture(f"quantised checkpoints are not supported (supported: {files})")
     for name, allowed in NEUTRAL.items():
         _neutral(name, raw.get(name, allowed[0]), allowed)
     return parser(raw)
