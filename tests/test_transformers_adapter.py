@@ -7,6 +7,7 @@ forward over the committed tokens and the path to the node: no cache and no mask
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -590,6 +591,52 @@ def test_missing_tensors_are_not_made_up(tmp_path: Path, capfd: pytest.CaptureFi
     with pytest.raises(LoadError, match=name):
         load_pretrained(tmp_path, "auto", CPU)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "bloom"])
+def test_what_does_not_fit_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    copy.deepcopy(module(name)).to(torch.bfloat16).save_pretrained(tmp_path)
+    free = {"cpu": 0, "cuda": 10**12}
+    monkeypatch.setattr("ouroboros.models.transformers.available_memory", lambda device: free[device.type])
+    parameters = adapter(name).info.parameters
+
+    def refused(dtype: str, device: str, words: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(hf.AutoModelForCausalLM, "from_pretrained", None)
+            with pytest.raises(LoadError) as caught:
+                load_pretrained(tmp_path, dtype, torch.device(device))
+        assert f"cannot load {str(tmp_path)!r}: the weights in {words} need 0.00 GB" in str(caught.value)
+
+    for dtype, kind, size in (("auto", "float32", 4), ("bfloat16", "bfloat16", 2), ("float64", "float64", 8)):
+        free["cpu"] = parameters * size - 1
+        refused(dtype, "cpu", kind)
+        free["cpu"] += 1
+        assert load_pretrained(tmp_path, dtype, CPU).info.dtype == kind
+    free["cpu"] = parameters * 2 - 1
+    refused("auto", "cuda", "bfloat16")  # the files' type: on their way to the device they are here
+    free.update(cpu=10**12, cuda=parameters * 4 - 1)
+    refused("float32", "cuda", "float32")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": None}))
+    free["cuda"] = parameters * 2 - 1
+    refused("auto", "cuda", "bfloat16")  # as the files say, where the config does not
+
+
+def test_devices_of_a_map_are_left_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module("gpt2").save_pretrained(tmp_path)
+    monkeypatch.setattr("ouroboros.models.transformers.available_memory", lambda device: 0)
+    original = hf.AutoModelForCausalLM.from_pretrained
+    maps = []
+
+    def watch(*args: Any, **settings: Any) -> Any:
+        maps.append(settings.pop("device_map"))  # accelerate, which it takes, is not installed here
+        return original(*args, **settings)
+
+    monkeypatch.setattr(hf.AutoModelForCausalLM, "from_pretrained", watch)
+    load_pretrained(tmp_path, "auto", CPU, "auto")
+    assert maps == ["auto"]
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

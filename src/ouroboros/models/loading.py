@@ -20,7 +20,16 @@ from ouroboros.models.families import parse_config
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
 
-__all__ = ["DTYPES", "load_directory", "load_module", "parse_config", "pick_device", "resolve"]
+__all__ = [
+    "DTYPES",
+    "load_directory",
+    "load_module",
+    "parse_config",
+    "pick_device",
+    "pick_dtype",
+    "resolve",
+    "stored_dtype",
+]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 SMALL = 64_000_000  # parameters: below this a CPU loses nothing by computing in float32, and rounds less
@@ -95,6 +104,15 @@ def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, d
         raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}, not {dtype!r}")
     assert isinstance(found, torch.dtype)
     return found
+
+
+def stored_dtype(path: Path) -> torch.dtype:
+    """The type of a checkpoint's weights, as its files tell: that of the embeddings, else of the first tensor.
+
+    Raises:
+        LoadError: no safetensors files, damaged ones, or of a type that is not computed in.
+    """
+    return _Files(path).dtype
 
 
 def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device) -> LlamaModel:
@@ -202,7 +220,8 @@ class _Files:
     @property
     def dtype(self) -> torch.dtype:
         name = "model.embed_tokens.weight"
-        return self.get(name).dtype if name in self._readers else torch.float32
+        name = name if name in self._readers else next(iter(self._readers), "")
+        return self.get(name).dtype if name else torch.float32
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return tuple(self._readers[name].get_slice(name).get_shape()) if name in self._readers else None

@@ -7,6 +7,7 @@ by trying). This file knows nothing of caches, masks or decoding.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import transformers
 from transformers.utils import logging as hf_logging
 
 from ouroboros.errors import InputError, LoadError
-from ouroboros.models.loading import pick_dtype
+from ouroboros.models.loading import pick_dtype, stored_dtype
+from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.models.transformers_config import check_config, check_kind
 from ouroboros.models.transformers_model import TransformersModel
 from ouroboros.models.transformers_probe import adapt
 
 __all__ = ["load_pretrained", "wrap_module"]
+
+CPU = torch.device("cpu")
 
 
 def load_pretrained(
@@ -32,7 +36,8 @@ def load_pretrained(
         device_map: as transformers takes it; None puts the whole model on ``device``.
 
     Raises:
-        LoadError: no causal language model, not loadable, or not to be rolled back. InputError: unknown dtype.
+        LoadError: no causal language model, not loadable, not to be rolled back, or weights that do not fit into
+            memory (which is transformers' business with a device_map or quantised weights). InputError: unknown dtype.
     """
     if dtype != "auto":
         dtype = pick_dtype(dtype, torch.float32, 0, device)
@@ -41,6 +46,8 @@ def load_pretrained(
         check_kind(raw.get("model_type"), bool(raw.get("is_encoder_decoder")), "auto_map" in raw)
         config = _call(transformers.AutoConfig.from_pretrained, path, trust_remote_code=False)
         check_config(config)
+        if device_map is None and getattr(config, "quantization_config", None) is None:
+            _check_memory(path, config, dtype, device)
         module, report = _call(
             transformers.AutoModelForCausalLM.from_pretrained,
             path,
@@ -65,6 +72,21 @@ def load_pretrained(
         return adapt(module)
     except LoadError as error:
         raise LoadError(f"cannot load {str(path)!r}: {error}") from error
+
+
+def _check_memory(
+    path: Path, config: transformers.PretrainedConfig, dtype: str | torch.dtype, device: torch.device
+) -> None:
+    """Refuses what does not fit before a weight is read: transformers would be ended by the system in the middle."""
+    with torch.device("meta"):  # the modules without their weights
+        skeleton = _call(transformers.AutoModelForCausalLM.from_config, copy.deepcopy(config), trust_remote_code=False)
+    parameters = sum(p.numel() for p in skeleton.parameters())
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else stored_dtype(path)
+    kind = pick_dtype(dtype, stored, parameters, device)
+    check_memory(parameters * kind.itemsize, available_memory(device), device, kind)
+    if device.type != "cpu":  # on their way they are all on the CPU
+        kind = stored if dtype == "auto" else kind
+        check_memory(parameters * kind.itemsize, available_memory(CPU), CPU, kind)
 
 
 def wrap_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) -> TransformersModel:
