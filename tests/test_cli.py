@@ -61,8 +61,8 @@ PIECES = (("def ", "draft"), ("f", "phrase"), ("():\n", "bonus"), ("\tpass Ã©ðŸ™
 # ----------------------------------------------------------------------------------------------------------- fakes
 
 
-def stats_of(tokens: int, method: str = "ouroboros") -> Stats:
-    recorder = StatsRecorder(method, "native", "float32", "cpu", 7, 3, target_forwards=2, draft_forwards=3)
+def stats_of(tokens: int, method: str = "ouroboros", trees: tuple[bool, bool] = (True, True)) -> Stats:
+    recorder = StatsRecorder(method, "native", "float32", "cpu", 7, 3, *trees, target_forwards=2, draft_forwards=3)
     recorder.decode_seconds = 0.5
     for n in range(tokens):
         recorder.offer("draft", n + 1)
@@ -93,6 +93,8 @@ class FakeStream:
     chunks: Iterator[FakeChunk]
     seen: list[FakeChunk] = field(default_factory=list)
     closed: bool = False
+    method: str = "ouroboros"
+    trees: tuple[bool, bool] = (True, True)
 
     def __enter__(self) -> FakeStream:
         return self
@@ -108,7 +110,8 @@ class FakeStream:
     @property
     def result(self) -> FakeResult:
         ids = list(range(len(self.seen)))
-        return FakeResult("".join(chunk.text for chunk in self.seen), ids, [1, 2, 3], "length", stats_of(len(ids)))
+        stats = stats_of(len(ids), self.method, self.trees)
+        return FakeResult("".join(chunk.text for chunk in self.seen), ids, [1, 2, 3], "length", stats)
 
 
 @dataclass
@@ -118,10 +121,13 @@ class FakeDecoder:
     pieces: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(PIECES)
     requests: list[tuple[str, SamplingParams]] = field(default_factory=list)
     closed: int = 0
+    method: str = "ouroboros"
+    trees: tuple[bool, bool] = (True, True)  # whether the target, the draft model take them
 
     def stream(self, prompt: str, params: SamplingParams) -> FakeStream:
         self.requests.append((prompt, params))
-        return FakeStream(FakeChunk((piece,)) for piece in self.pieces())
+        chunks = (FakeChunk((piece,)) for piece in self.pieces())
+        return FakeStream(chunks, method=self.method, trees=self.trees)
 
     def generate(self, prompt: str, params: SamplingParams) -> FakeResult:
         stream = self.stream(prompt, params)
@@ -430,6 +436,35 @@ def test_json_is_one_object(load: FakeLoad, capsys: pytest.CaptureFixture[str]) 
     assert found["token_ids"] == [0, 1, 2, 3]
     assert found["prompt_token_ids"] == [1, 2, 3]
     assert found["stats"] == stats_of(4).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("method", "trees", "words"),
+    [
+        ("ouroboros", (False, True), ["the target model takes chains only"]),
+        ("ouroboros", (True, False), ["the draft model takes chains only"]),
+        ("ouroboros", (False, False), ["the target model takes chains only", "the draft model takes chains only"]),
+        ("lookahead", (False, True), ["the target model takes chains only"]),
+        ("speculative", (False, False), []),  # it sends chains in any case
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_line_says_that_a_model_takes_chains_only(
+    load: FakeLoad,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    trees: tuple[bool, bool],
+    words: list[str],
+    as_json: bool,
+) -> None:
+    load.decoder.method, load.decoder.trees = method, trees
+    assert cli.main(["generate", "hello", "--method", method, *["--json"] * as_json]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("\n") == bool(words)
+    assert err.count("chains only") == len(words)
+    assert all(word in err for word in words)
+    if as_json:
+        assert (json.loads(out)["stats"]["trees"], json.loads(out)["stats"]["draft_trees"]) == trees
 
 
 def test_json_holds_no_control_character(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:

@@ -478,6 +478,16 @@ def test_decoding(name: str) -> None:
     assert totals["rejected"]
 
 
+@pytest.mark.parametrize(("target", "draft"), [("gpt2", "phi"), ("bloom", "gpt2"), ("gpt2", "bloom"), ("mpt", "bloom")])
+def test_stats_say_what_takes_trees(target: str, draft: str) -> None:
+    decoder = ouroboros.load(adapter(target), adapter(draft))
+    stats = decoder.generate(PROMPT, max_new_tokens=3).stats
+    assert (stats.trees, stats.draft_trees) == (target in TREES, draft in TREES)
+    assert (stats.to_dict()["trees"], stats.to_dict()["draft_trees"]) == (stats.trees, stats.draft_trees)
+    alone = ouroboros.load(adapter(target), method="lookahead").generate(PROMPT, max_new_tokens=3).stats
+    assert (alone.trees, alone.draft_trees) == (target in TREES, True)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_greedy_is_what_generate_writes(name: str) -> None:
     inputs = torch.tensor([PROMPT])

@@ -40,6 +40,7 @@ _STYLES_16 = {  # the nearest of 16 colours would be yellow and white, which nob
     "bonus": Style(color="magenta"),
 }
 _MEANINGS = {"draft": "draft model", "phrase": "phrase pool", "bonus": "target model"}
+_BRANCHING = ("lookahead", "ouroboros")  # methods that send trees where they may
 _CAPTION = (
     "The embedded models are tiny: a forward costs little more than its overhead, so this table shows what the "
     "methods do (forwards, acceptance, the same text), not a speed-up."
@@ -137,6 +138,12 @@ class Screen:
         if self.out_terminal or self.err_terminal:
             self._err.print(Text(_figures(stats) + note, style="dim"), soft_wrap=True)
 
+    def restrictions(self, stats: Stats) -> None:
+        """One line on standard error where a model has kept the method from branching."""
+        line = _restrictions(stats)
+        if line:
+            self._err.print(Text(line, style="dim"), soft_wrap=True)
+
     def demo_prompt(self, task_id: str, prompt: str) -> None:
         self._out.print(Text(f"\n{task_id}", style="bold"))
         text = showable(prompt) if self.out_terminal else prompt
@@ -206,6 +213,16 @@ def _figures(stats: Stats) -> str:
         f"{stats.tokens_per_second:.1f} tokens/s",
     ]
     return ", ".join(parts)
+
+
+def _restrictions(stats: Stats) -> str:
+    if stats.method not in _BRANCHING:
+        return ""
+    parts = [] if stats.trees else ["the target model takes chains only: each draft went to it as one path"]
+    parts += (
+        [] if stats.draft_trees else ["the draft model takes chains only: it drafted without a window and branches"]
+    )
+    return "; ".join(parts)
 
 
 def _divergence(prompt: PromptAudit, piece: Callable[[int], str]) -> str:

@@ -278,6 +278,7 @@ class Decoder:
         grammar = self._grammar(params, stop_ids, len(ids))
         sampler = Sampler(params, seed, info.vocab_size, len(ids), [grammar] if grammar else [])
         recorder = StatsRecorder(self.method, info.backend, info.dtype, info.device, seed, len(ids))
+        recorder.trees, recorder.draft_trees = info.trees, self.draft is None or self.draft.info.trees
         pool = PhrasePool() if self.pool is None else self.pool
 
         def start() -> Drafter:

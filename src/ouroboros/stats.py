@@ -29,12 +29,18 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What one request did. Times in seconds; rates in 0 … 1; see the header for the formulas."""
+    """What one request did. Times in seconds; rates in 0 … 1; see the header for the formulas.
+
+    ``trees``, ``draft_trees``: False where the target, or the draft model, takes chains only: ``lookahead`` and
+    ``ouroboros`` then do without the branches that it would score.
+    """
 
     method: str
     backend: str
     dtype: str
     device: str
+    trees: bool
+    draft_trees: bool
     seed: int
     prompt_tokens: int
     new_tokens: int
@@ -102,6 +108,8 @@ class StatsRecorder:
     device: str
     seed: int
     prompt_tokens: int
+    trees: bool = True
+    draft_trees: bool = True
     bonus_tokens: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
@@ -139,6 +147,8 @@ class StatsRecorder:
             backend=self.backend,
             dtype=self.dtype,
             device=self.device,
+            trees=self.trees,
+            draft_trees=self.draft_trees,
             seed=self.seed,
             prompt_tokens=self.prompt_tokens,
             new_tokens=accepted + self.bonus_tokens,

@@ -75,6 +75,7 @@ def generate(
         if not as_json:
             screen.legend()
         result, interrupted = show_stream(decoder, text, params, None if as_json else screen, session.interrupts)
+        screen.restrictions(result.stats)
         if as_json:
             screen.text(_as_json(result))
         else:

@@ -147,6 +147,7 @@ class CustomGenerate:
         info = target.info
         sampler = Sampler(params, seed, info.vocab_size, len(prompt))
         recorder = StatsRecorder(method[0], info.backend, info.dtype, info.device, seed, len(prompt))
+        recorder.trees, recorder.draft_trees = info.trees, draft is None or draft.info.trees
         eos = config.eos_token_id
         stop_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
