@@ -1,6 +1,6 @@
 """The adapter against transformers' own forwards without a cache, for many architectures; and which it refuses.
 
-Models are small and random, made here from their config classes. What a model says of a node is the last row of a plain
+What a model says of a node is the last row of a plain
 forward over the committed tokens and the path to the node: no cache and no mask of ours.
 """
 
@@ -31,159 +31,19 @@ from ouroboros.models.transformers_model import TransformersModel
 from ouroboros.models.transformers_probe import adapt
 from ouroboros.tree import Origin, TokenTree
 from tests.reference import draw
+from tests.zoo import ADAPTED, GPT, MANY_HEADS, MODERN, TREES, VOCAB, WINDOW, build, perturbed
 
-VOCAB = 64
 CPU = torch.device("cpu")
-WINDOW = 8
-HYBRID = ["sliding_attention", "full_attention"]
-
-IDS: Mapping[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-MODERN: Mapping[str, Any] = {
-    **IDS,
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-}
-# Every query head has a key head of its own.
-MANY_HEADS: Mapping[str, Any] = {name: value for name, value in MODERN.items() if name != "num_key_value_heads"}
-FALCON: Mapping[str, Any] = {name: value for name, value in MANY_HEADS.items() if name != "intermediate_size"}
-GPT: Mapping[str, Any] = {
-    "vocab_size": VOCAB,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 256,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-OPT: Mapping[str, Any] = {
-    **IDS,
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "ffn_dim": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "word_embed_proj_dim": 32,
-    "init_std": 0.3,
-}
-BLOOM: Mapping[str, Any] = {
-    **{name: GPT[name] for name in ("vocab_size", "n_layer", "n_head", "initializer_range")},
-    **IDS,
-    "hidden_size": 32,
-}
-MPT: Mapping[str, Any] = {
-    "vocab_size": VOCAB,
-    "d_model": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "max_seq_len": 256,
-    "initializer_range": 0.3,
-}
-NEO: Mapping[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "max_position_embeddings": 256,
-    "attention_types": [[["global", "local"], 1]],
-    "window_size": WINDOW,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-HEADS: Mapping[str, Any] = {**MODERN, "head_dim": 8}
-SLIDING: Mapping[str, Any] = {"sliding_window": WINDOW, "layer_types": HYBRID}
-MOE: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-
-TREES: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
-    "llama": (hf.LlamaConfig, MODERN),
-    "mistral": (hf.MistralConfig, {**MODERN, "sliding_window": WINDOW}),
-    "qwen2": (hf.Qwen2Config, {**MODERN, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
-    "gpt2": (hf.GPT2Config, GPT),
-    "gptj": (hf.GPTJConfig, {**GPT, "rotary_dim": 4}),
-    "codegen": (hf.CodeGenConfig, {**GPT, "rotary_dim": 4}),
-    "gpt_bigcode": (hf.GPTBigCodeConfig, GPT),
-    "gpt_neox": (hf.GPTNeoXConfig, MANY_HEADS),
-    "opt": (hf.OPTConfig, OPT),
-    "falcon": (hf.FalconConfig, FALCON),
-    "phi": (hf.PhiConfig, MODERN),
-    "phi3": (hf.Phi3Config, {**MODERN, "sliding_window": WINDOW}),
-    "gemma": (hf.GemmaConfig, HEADS),
-    "gemma2": (hf.Gemma2Config, {**HEADS, "sliding_window": WINDOW, "query_pre_attn_scalar": 8}),
-    "gemma3": (hf.Gemma3TextConfig, {**HEADS, **SLIDING, "query_pre_attn_scalar": 8}),
-    "stablelm": (hf.StableLmConfig, MODERN),
-    "cohere": (hf.CohereConfig, MODERN),
-    "cohere2": (hf.Cohere2Config, {**MODERN, **SLIDING}),
-    "olmo": (hf.OlmoConfig, MODERN),
-    "olmo2": (hf.Olmo2Config, MODERN),
-    "starcoder2": (hf.Starcoder2Config, {**MODERN, "sliding_window": WINDOW}),
-    "mixtral": (hf.MixtralConfig, {**MODERN, "num_local_experts": 4, "sliding_window": None}),
-    "qwen2_moe": (hf.Qwen2MoeConfig, {**MODERN, **MOE, "num_experts": 4, "shared_expert_intermediate_size": 24}),
-    "gpt_oss": (
-        hf.GptOssConfig,
-        {**HEADS, **SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
-    ),
-    "llama4": (
-        hf.Llama4TextConfig,
-        {
-            **HEADS,
-            "intermediate_size_mlp": 48,
-            "num_local_experts": 2,
-            "attention_chunk_size": WINDOW,
-            "no_rope_layers": [1, 0],
-        },
-    ),
-    "deepseek_v3": (
-        hf.DeepseekV3Config,
-        {
-            **MODERN,
-            **MOE,
-            "num_key_value_heads": 4,
-            "kv_lora_rank": 16,
-            "q_lora_rank": 16,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 12,
-            "n_routed_experts": 4,
-            "n_group": 1,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
-        },
-    ),
-}
-# Distances are counted in rows of the cache, which in a tree are not those of the text.
-CHAINS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
-    "bloom": (hf.BloomConfig, BLOOM),
-    "mpt": (hf.MptConfig, MPT),
-    "falcon with alibi": (hf.FalconConfig, {**FALCON, "alibi": True}),
-    "gpt_neo": (hf.GPTNeoConfig, NEO),
-}
-ALL = {**TREES, **CHAINS}
 
 
 @cache
 def module(name: str) -> Any:
-    kind, settings = ALL[name]
-    torch.manual_seed(0)
-    return hf.AutoModelForCausalLM.from_config(kind(**settings)).eval()
+    return build(name)
 
 
 @cache
 def similar(name: str) -> Any:
-    """A draft that often, and not always, agrees."""
-    other = copy.deepcopy(module(name))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.06 * parameter.std(correction=0))
-    return other
+    return perturbed(module(name))
 
 
 @cache
@@ -209,7 +69,7 @@ def check_rows(name: str, found: Tensor, texts: Sequence[Sequence[int]]) -> None
 # ----------------------------------------------------------------------------------------------- what it says of itself
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ADAPTED)
 def test_trees_or_chains(name: str) -> None:
     info = adapter(name).info
     assert info.trees == (name in TREES)
@@ -268,7 +128,7 @@ def _as_chain(tree: TokenTree) -> TokenTree:
 @pytest.mark.parametrize("name", ["gpt2", "gemma", "gemma3", "mixtral", "falcon with alibi"])
 def test_the_test_at_load_notices(name: str, dtype: torch.dtype) -> None:
     """Also in short types, and with the small weights of an untrained model, that hardly attend to anything."""
-    kind, settings = ALL[name]
+    kind, settings = ADAPTED[name]
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(kind(**{**settings, "initializer_range": 0.02})).to(dtype)
     assert adapt(model).info.trees == (name in TREES)
@@ -388,7 +248,7 @@ def test_several_slots(kind: str) -> None:
             life.commit()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ADAPTED)
 def test_long_chain_and_tree(name: str) -> None:
     """Far past every window, in a cache whose buffers have grown, by two chunks of a prefill."""
     source = random.Random(name)
@@ -462,7 +322,7 @@ def expected(name: str, warp: str) -> tuple[int, ...]:
     return tuple(tokens[len(PROMPT) :])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ADAPTED)
 def test_decoding(name: str) -> None:
     """Token for token what a naive generator writes, by every method."""
     totals: Counter[str] = Counter()
@@ -486,20 +346,6 @@ def test_stats_say_what_takes_trees(target: str, draft: str) -> None:
     assert (stats.to_dict()["trees"], stats.to_dict()["draft_trees"]) == (stats.trees, stats.draft_trees)
     alone = ouroboros.load(adapter(target), method="lookahead").generate(PROMPT, max_new_tokens=3).stats
     assert (alone.trees, alone.draft_trees) == (target in TREES, True)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_greedy_is_what_generate_writes(name: str) -> None:
-    inputs = torch.tensor([PROMPT])
-    found = module(name).generate(
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert tuple(found[0, len(PROMPT) :].tolist()) == expected(name, "greedy")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bloom"])
