@@ -25,6 +25,7 @@ from ouroboros.config import SpeculativeOptions as Speculative
 from ouroboros.decoder import decode
 from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
+from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 from ouroboros.stats import Stats, StatsRecorder
@@ -63,9 +64,9 @@ def run(
     sampler = Sampler(params, seed, pair.target.info.vocab_size, len(prompt))
 
     def start() -> Drafter:
-        model = None if draft is None else pair.drafts[draft]
+        context = None if draft is None else Context(pair.drafts[draft])
         phrases = PhrasePool() if pool is None else pool
-        return build_drafter(options, model, sampler, phrases, prompt, eos, pair.target.info.max_positions)
+        return build_drafter(options, context, sampler, phrases, prompt, eos, pair.target.info.max_positions)
 
     return drain(pair, start, sampler, prompt, params, eos)
 
@@ -75,7 +76,7 @@ def drain(
 ) -> tuple[tuple[int, ...], Stats]:
     recorder = StatsRecorder("test", "native", "", "", sampler.seed, len(prompt))
     tokens: list[int] = []
-    for step in decode(pair.target, start, sampler, prompt, params.max_new_tokens, eos, recorder):
+    for step in decode(Context(pair.target), start, sampler, prompt, params.max_new_tokens, eos, recorder):
         tokens += step.tokens
         for depth, origin in enumerate(step.origins, start=1):
             recorder.emit(origin.label, origin.value, depth)

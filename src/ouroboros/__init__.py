@@ -20,11 +20,12 @@ from ouroboros.config import (
 from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError
 
 if TYPE_CHECKING:
-    from ouroboros.generate import Chunk, Decoder, GenerationResult, Stream
+    from ouroboros.generate import Decoder, Session
     from ouroboros.integrations.generate import custom_generate
     from ouroboros.pairing import load
     from ouroboros.phrases.pool import PhrasePool
     from ouroboros.stats import Stats
+    from ouroboros.stream import Chunk, GenerationResult, Stream
 
 __all__ = [
     "METHODS",
@@ -41,6 +42,7 @@ __all__ = [
     "PoolFileError",
     "PromptLookupOptions",
     "SamplingParams",
+    "Session",
     "SpeculativeOptions",
     "Stats",
     "Stream",
@@ -50,12 +52,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Chunk": "ouroboros.generate",
+    "Chunk": "ouroboros.stream",
     "Decoder": "ouroboros.generate",
-    "GenerationResult": "ouroboros.generate",
+    "GenerationResult": "ouroboros.stream",
     "PhrasePool": "ouroboros.phrases.pool",
+    "Session": "ouroboros.generate",
     "Stats": "ouroboros.stats",
-    "Stream": "ouroboros.generate",
+    "Stream": "ouroboros.stream",
     "custom_generate": "ouroboros.integrations.generate",
     "load": "ouroboros.pairing",
 }

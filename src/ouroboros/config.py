@@ -68,6 +68,17 @@ def _processors(processors: object) -> tuple[Processor, ...]:
     return found
 
 
+def _negative_prompt(prompt: object) -> str | tuple[int, ...]:
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        ids = tuple(values)
+        if ids and all(hasattr(token, "__index__") for token in ids):
+            return tuple(int(token) for token in ids)
+    raise InputError(f"negative_prompt must be a text or token ids, not empty, not {prompt!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request is continued. Order: bias, penalties, processors, temperature, top-k, top-p, min-p.
@@ -85,6 +96,9 @@ class SamplingParams:
             they are called for each tree node on its own history, in any order, also with the draft model's scores, and
             so must be functions of their arguments alone.
         grammar: one entry: ``json_schema`` (mapping or text), ``regex`` or ``lark``; the output then matches it.
+        guidance_scale: classifier-free guidance: above 1 stresses the prompt against ``negative_prompt``, at twice
+            the work; 1 is off. negative_prompt: text or token ids; None: the prompt's last token alone.
+        n: samples of the prompt, the i-th (from 0) with seed + i; they share the prefill and the phrases.
         logprobs: the n likeliest tokens with their log-probabilities at each new token (0: the token's own alone).
         seed: 0 … 2**63-1; None draws one, which ``stats.seed`` reports.
         stop: texts that end the output where they begin.
@@ -105,6 +119,9 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     processors: tuple[Processor, ...] = ()
     grammar: Mapping[str, Any] | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str | tuple[int, ...] | None = None
+    n: int = 1
     logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -132,6 +149,13 @@ class SamplingParams:
                 raise InputError(f"grammar must have one entry, named {' or '.join(GRAMMARS)}, not {self.grammar!r}")
             if self.ignore_eos:
                 raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
+        value = self.guidance_scale
+        _check_number("guidance_scale", value, _is_number(value) and value >= 0, "a number of at least 0")
+        if self.negative_prompt is not None:
+            object.__setattr__(self, "negative_prompt", _negative_prompt(self.negative_prompt))
+            if value == 1:
+                raise InputError("negative_prompt needs a guidance_scale other than 1, which is off")
+        _check_int("n", self.n, 1)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, 1000)
         if self.seed is not None:

@@ -4,6 +4,7 @@ Definitions (prefill is in no count of forwards and in no decoding time):
     acceptance_rate            accepted_tokens / draft_tokens
     tokens_per_target_forward  new_tokens / target_forwards (the bonus token included)
     tokens_per_second          new_tokens / decode_seconds
+    cached_tokens              of the prompt's, those that the target's KV cache held from an earlier request
     new_tokens                 accepted_tokens + bonus tokens, what a stop cut away not counted
 """
 
@@ -37,6 +38,7 @@ class Stats:
     device: str
     seed: int
     prompt_tokens: int
+    cached_tokens: int
     new_tokens: int
     target_forwards: int
     draft_forwards: int
@@ -102,6 +104,7 @@ class StatsRecorder:
     device: str
     seed: int
     prompt_tokens: int
+    cached_tokens: int = 0
     bonus_tokens: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
@@ -141,6 +144,7 @@ class StatsRecorder:
             device=self.device,
             seed=self.seed,
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             new_tokens=accepted + self.bonus_tokens,
             target_forwards=self.target_forwards,
             draft_forwards=self.draft_forwards,

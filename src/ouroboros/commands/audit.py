@@ -24,7 +24,8 @@ from ouroboros.config import METHODS, MethodOptions, SamplingParams, options_for
 from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
-    from ouroboros.generate import Decoder, Prompt
+    from ouroboros.generate import Decoder
+    from ouroboros.prompts import Prompt
 
 __all__ = ["audit"]
 

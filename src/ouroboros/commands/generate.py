@@ -24,7 +24,8 @@ from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
     from ouroboros._render import Screen
-    from ouroboros.generate import Decoder, GenerationResult
+    from ouroboros.generate import Decoder
+    from ouroboros.stream import GenerationResult
 
 __all__ = ["generate", "read_prompt", "show_stream"]
 

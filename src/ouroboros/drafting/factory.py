@@ -20,7 +20,7 @@ from ouroboros.drafting.lookahead import LookaheadDrafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
 from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
 from ouroboros.drafting.speculative import SpeculativeDrafter
-from ouroboros.models.base import CausalModel
+from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 
@@ -32,7 +32,7 @@ USES_POOL = frozenset({"lookahead", "ouroboros"})
 
 def build_drafter(
     options: MethodOptions,
-    draft: CausalModel | None,
+    draft: Context | None,
     sampler: Sampler,
     pool: PhrasePool,
     prompt: Sequence[int],
@@ -40,7 +40,7 @@ def build_drafter(
     max_positions: int,
     trees: bool = True,
 ) -> Drafter:
-    """The drafter that ``options`` ask for; a draft model is prefilled with the prompt here.
+    """The drafter that ``options`` ask for; the draft model's context follows the prompt from here on.
 
     ``max_positions``, ``trees``: of the target.
     """
@@ -61,7 +61,7 @@ def build_drafter(
     if isinstance(options, SpeculativeOptions):
         return SpeculativeDrafter(options, session, sampler, stop_ids)
     assert isinstance(options, OuroborosOptions)
-    if not draft.info.trees:  # it drafts its own chain; branches come below it, from the pool and from second choices
+    if not draft.model.info.trees:  # it drafts its own chain; branches hang below it: phrases and second choices
         options = replace(options, side_branches=0, phrase_drafting=False)
     own_pool = pool if options.reuse else PhrasePool()
     return OuroborosDrafter(options, session, sampler, own_pool, prompt, stop_ids)
