@@ -108,6 +108,15 @@ class Screen:
             words = [(f"● {name} ({_MEANINGS[name]})", style) for name, style in self._styles.items()]
             self._err.print(Text("  ").join(Text(word, style=style) for word, style in words), soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """A word to the user, on standard error where someone reads along."""
+        if self.out_terminal or self.err_terminal:
+            self._err.print(Text(showable(text), style="dim"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """What went wrong without ending the program, on standard error."""
+        self._err.print(Text(showable(text)), soft_wrap=True)
+
     def text(self, text: str) -> None:
         """Machine-readable output, as it is."""
         sys.stdout.write(text)
@@ -205,6 +214,8 @@ def _figures(stats: Stats) -> str:
         f"{stats.acceptance_rate:.0%} of {stats.draft_tokens} drafted tokens accepted",
         f"{stats.tokens_per_second:.1f} tokens/s",
     ]
+    if stats.cached_tokens:
+        parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens from the cache")
     return ", ".join(parts)
 
 
