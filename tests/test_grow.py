@@ -209,6 +209,8 @@ def test_same_tokens(shapes: Mapping[Path, GrownShape]) -> None:
     small = ouroboros.load(dtype="float32", device="cpu", pool=False)
     large = ouroboros.load(target=target, draft=draft, tokenizer=TARGET, pool=False)
     settings: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.8, "top_k": 9, "seed": 4}]
+    assert target.info.grown == f"6 layers × 256 grown to {shapes[TARGET]}"
+    assert small.target.info.grown is None
     for params in settings:
         expected, found = (
             decoder.generate(PROMPT, max_new_tokens=40, ignore_eos=True, **params) for decoder in (small, large)
@@ -233,7 +235,7 @@ def test_bfloat16_parts_at_near_ties_only(shapes: Mapping[Path, GrownShape]) -> 
             for slot in slots:
                 slot.commit([0])
             margin = float(theirs.topk(2).values.diff().abs())
-            bound = (0.1 if shapes is ODD else 0.02) * float(theirs.abs().max())
+            bound = (0.05 if shapes is ODD else 0.02) * float(theirs.abs().max())
             assert away(theirs, ours) <= bound / float(theirs.abs().max())
             assert int(theirs.argmax()) == int(ours.argmax()) or margin <= bound
 

@@ -192,7 +192,7 @@ def _pick(small: DecoderConfig, shape: str | GrownShape, plain: bool) -> Decoder
     """``plain``: without an attention scale that the small config has not."""
     if isinstance(shape, GrownShape):
         return grown_config(small, shape)
-    if shape not in PRESETS:
+    if not isinstance(shape, str) or shape not in PRESETS:
         raise InputError(f"shape must be one of {', '.join(PRESETS)} or a GrownShape, not {shape!r}")
     refusals = []
     for split in PRESETS[shape].splits():
