@@ -1,4 +1,4 @@
-"""A conversation: messages go through the tokenizer's chat template, and every turn goes on in the caches of the last."""
+"""A conversation: messages go through the tokenizer's chat template; a turn goes on in the caches of the last."""
 
 import ouroboros
 

@@ -25,6 +25,7 @@ from ouroboros.stats import Stats
 if TYPE_CHECKING:  # torch comes with it
     from ouroboros.bench.audit import AuditReport, PromptAudit
     from ouroboros.bench.nearness import Choice
+    from ouroboros.control.cost import CostProfile
 
 __all__ = ["Screen", "showable"]
 
@@ -173,6 +174,22 @@ class Screen:
         self._out.print()
         self._out.print(table)
         self._out.print(Text(_CAPTION, style="dim"))
+
+    def profile(self, profile: CostProfile, name: str) -> None:
+        """T(n): milliseconds, what more rows cost beside one, and a bar for each."""
+        longest = max(max(times) for times in profile.seconds)
+        for context, seconds, spread in zip(profile.contexts, profile.seconds, profile.spread, strict=True):
+            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            for heading in ("rows", "ms", "±", "× one row", "ms a row"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column("", no_wrap=True)
+            for n, time, width in zip(profile.rows, seconds, spread, strict=True):
+                bar = "█" * max(1, round(30 * time / longest))
+                cells = f"{1e3 * time:.2f}", f"{5e2 * width:.2f}", f"{time / seconds[0]:.2f}", f"{1e3 * time / n:.3f}"
+                table.add_row(str(n), *cells, bar)
+            self._out.print(Text(f"{name}, {context} positions cached: {profile.model}", style="bold"), soft_wrap=True)
+            self._out.print(table)
+        self._out.print(Text(profile.machine, style="dim"), soft_wrap=True)
 
     def audit(self, report: AuditReport, piece: Callable[[int], str]) -> None:
         """The table, each divergence, the rounding, and the verdict. ``piece``: a token's text."""

@@ -19,6 +19,7 @@ from ouroboros.commands.demo import demo
 from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Place, Tools
 from ouroboros.commands.process import run
+from ouroboros.commands.profile import profile
 from ouroboros.config import MethodOptions
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, chat, audit, demo):
+for _command in (generate, chat, audit, profile, demo):
     cli.add_command(_command)
 
 
