@@ -19,7 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
-from ouroboros.config import METHODS, LookaheadOptions, MethodOptions, OuroborosOptions, SamplingParams
+from ouroboros.config import (
+    METHODS,
+    LookaheadOptions,
+    MethodOptions,
+    OuroborosOptions,
+    SamplingParams,
+    SuffixDecodingOptions,
+    TokenRecyclingOptions,
+)
 from ouroboros.config import PromptLookupOptions as Lookup
 from ouroboros.config import SpeculativeOptions as Speculative
 from ouroboros.decoder import decode
@@ -87,6 +95,8 @@ OPTIONS: dict[str, list[MethodOptions]] = {
     "autoregressive": [METHODS["autoregressive"]()],
     "speculative": [Speculative(), Speculative(draft_tokens=1)],
     "prompt_lookup": [Lookup(), Lookup(draft_tokens=3, max_ngram=1)],
+    "suffix_decoding": [SuffixDecodingOptions(), SuffixDecodingOptions(factor=4, min_chance=0.0, max_match=3)],
+    "token_recycling": [TokenRecyclingOptions(), TokenRecyclingOptions(tree_tokens=12, successors=3)],
     "lookahead": [LookaheadOptions(), LookaheadOptions(window=4, ngram=3, branches=2, prompt_ngrams=False)],
     "ouroboros": [
         OuroborosOptions(),

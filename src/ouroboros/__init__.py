@@ -16,6 +16,8 @@ from ouroboros.config import (
     PromptLookupOptions,
     SamplingParams,
     SpeculativeOptions,
+    SuffixDecodingOptions,
+    TokenRecyclingOptions,
 )
 from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError
 
@@ -46,6 +48,8 @@ __all__ = [
     "SpeculativeOptions",
     "Stats",
     "Stream",
+    "SuffixDecodingOptions",
+    "TokenRecyclingOptions",
     "__version__",
     "custom_generate",
     "load",

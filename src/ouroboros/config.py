@@ -23,6 +23,8 @@ __all__ = [
     "PromptLookupOptions",
     "SamplingParams",
     "SpeculativeOptions",
+    "SuffixDecodingOptions",
+    "TokenRecyclingOptions",
     "options_for",
     "options_from_strings",
 ]
@@ -243,6 +245,36 @@ class LookaheadOptions(MethodOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class SuffixDecodingOptions(MethodOptions):
+    """Oliaro et al. 2024: counted continuations of the longest match, in the own text and in earlier outputs.
+
+    Attributes:
+        draft_tokens: nodes at most. factor: nodes for each matched token. max_match: longest match that counts.
+        min_chance: nodes that are less likely than this are left out. reuse: draw on earlier outputs too.
+    """
+
+    BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "draft_tokens": (1, 128),
+        "factor": (1, 16),
+        "max_match": (1, 256),
+    }
+    draft_tokens: int = 32
+    factor: int = 1
+    max_match: int = 24
+    min_chance: float = 0.1
+    reuse: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecyclingOptions(MethodOptions):
+    """Luo et al. 2024: each token's ``successors`` likeliest successors, in a tree of ``tree_tokens`` nodes."""
+
+    BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {"tree_tokens": (1, 128), "successors": (1, 8)}
+    tree_tokens: int = 80
+    successors: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class OuroborosOptions(MethodOptions):
     """Ouroboros (Zhao et al. 2024), each of its four mechanisms with a switch.
 
@@ -293,6 +325,8 @@ METHODS: Mapping[str, type[MethodOptions]] = {
     "speculative": SpeculativeOptions,
     "lookahead": LookaheadOptions,
     "prompt_lookup": PromptLookupOptions,
+    "suffix_decoding": SuffixDecodingOptions,
+    "token_recycling": TokenRecyclingOptions,
     "ouroboros": OuroborosOptions,
 }
 

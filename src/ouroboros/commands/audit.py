@@ -105,8 +105,8 @@ def audit(
 
 def _runnable(target: str | None, draft: str | None) -> list[str]:
     """Methods that the pair can run: those with a draft model only where there is one."""
-    alone = ["lookahead", "prompt_lookup"]
-    return alone if target is not None and draft is None else [method for method in METHODS if method != _PLAIN]
+    alone = target is not None and draft is None
+    return [method for method in METHODS if method != _PLAIN and not (alone and method in ("speculative", "ouroboros"))]
 
 
 def _options(methods: Sequence[str], settings: Mapping[str, str]) -> dict[str, MethodOptions]:

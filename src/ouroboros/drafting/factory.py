@@ -12,6 +12,8 @@ from ouroboros.config import (
     OuroborosOptions,
     PromptLookupOptions,
     SpeculativeOptions,
+    SuffixDecodingOptions,
+    TokenRecyclingOptions,
 )
 from ouroboros.drafting.autoregressive import AutoregressiveDrafter
 from ouroboros.drafting.base import Drafter, DraftSession
@@ -20,6 +22,8 @@ from ouroboros.drafting.lookahead import LookaheadDrafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
 from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
 from ouroboros.drafting.speculative import SpeculativeDrafter
+from ouroboros.drafting.suffix_decoding import SuffixDecodingDrafter
+from ouroboros.drafting.token_recycling import TokenRecyclingDrafter
 from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
@@ -27,7 +31,7 @@ from ouroboros.sampling import Sampler
 __all__ = ["NEEDS_DRAFT", "USES_POOL", "build_drafter"]
 
 NEEDS_DRAFT = frozenset({"speculative", "ouroboros"})
-USES_POOL = frozenset({"lookahead", "ouroboros"})
+USES_POOL = frozenset({"lookahead", "ouroboros"})  # and saves it; other methods' memory lives as long as the decoder
 
 
 def build_drafter(
@@ -54,6 +58,10 @@ def build_drafter(
             return AutoregressiveDrafter()
         case PromptLookupOptions():
             return PromptLookupDrafter(options, len(prompt))
+        case SuffixDecodingOptions():
+            return SuffixDecodingDrafter(options, pool.outputs, prompt)
+        case TokenRecyclingOptions():
+            return TokenRecyclingDrafter(options, pool.successors)
         case LookaheadOptions():
             return LookaheadDrafter(options, pool, prompt, max_positions)
     assert draft is not None, "checked when the pair was loaded"
