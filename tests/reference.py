@@ -64,6 +64,18 @@ class NaiveLlama:
         return last @ w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"].T
 
 
+class NaiveGuided:
+    """Classifier-free guidance: the same new tokens behind two prompts."""
+
+    def __init__(self, model: NaiveLlama, scale: float, prompt: Sequence[int], negative: Sequence[int]) -> None:
+        self.model, self.scale, self.start, self.negative = model, scale, len(prompt), list(negative)
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        yes = self.model.logits(tokens).log_softmax(-1)
+        no = self.model.logits([*self.negative, *tokens[self.start :]]).log_softmax(-1)
+        return no + self.scale * (yes - no)
+
+
 def mix(x: int) -> int:
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
@@ -132,7 +144,11 @@ def draw(
 
 
 def generate(
-    model: NaiveLlama, prompt: Sequence[int], params: SamplingParams, seed: int, eos: frozenset[int] = frozenset()
+    model: NaiveLlama | NaiveGuided,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    seed: int,
+    eos: frozenset[int] = frozenset(),
 ) -> tuple[int, ...]:
     """The new tokens of plain decoding."""
     tokens = list(prompt)

@@ -23,6 +23,7 @@ from ouroboros.bench.audit import AUDITED, DEFECT, IDENTICAL, NEAR_TIE, AuditRep
 from ouroboros.bench.demo import demo_prompts
 from ouroboros.bench.nearness import judge
 from ouroboros.bench.rounding import Spread
+from ouroboros.commands.options import Place
 from ouroboros.config import SamplingParams, SpeculativeOptions, options_for
 from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.errors import InputError
@@ -487,7 +488,7 @@ def test_the_table_of_a_lossless_run(calls: list[dict[str, Any]], capsys: pytest
     assert out.rstrip().endswith("Lossless here: every output is that of plain decoding, token for token.")
     assert len(calls) == 1, "one pair for all methods"
     assert calls[0]["options"] == SpeculativeOptions(draft_tokens=3)
-    assert calls[0]["rest"] == ("auto", "auto", None, None, False)
+    assert calls[0]["rest"] == (Place(), None, False)
 
 
 def test_json_is_one_object(calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

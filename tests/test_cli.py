@@ -25,6 +25,7 @@ import ouroboros
 from ouroboros import _render, cli
 from ouroboros._version import __version__
 from ouroboros.bench import demo
+from ouroboros.commands.options import Place
 from ouroboros.config import METHODS, OuroborosOptions, PromptLookupOptions, SamplingParams
 from ouroboros.errors import LoadError
 from ouroboros.stats import Stats, StatsRecorder
@@ -48,9 +49,20 @@ GENERATE_OPTIONS = [
         "ignore-eos",
         "draft-tokens",
         "set",
+        "presence-penalty",
+        "frequency-penalty",
+        "logit-bias",
+        "json-schema",
+        "regex",
+        "lark",
+        "guidance-scale",
+        "negative-prompt",
+        "logprobs",
         "dtype",
         "device",
         "threads",
+        "backend",
+        "revision",
         "pool",
         "pool-read-only",
         "json",
@@ -86,6 +98,7 @@ class FakeResult:
     prompt_token_ids: list[int]
     finish_reason: str
     stats: Stats
+    logprobs: None = None
 
 
 @dataclass
@@ -150,9 +163,7 @@ class FakeLoad:
         draft: str | None,
         method: str,
         options: object,
-        dtype: str,
-        device: str,
-        threads: int | None,
+        place: Place,
         pool: str | bool | None,
         pool_read_only: bool,
     ) -> FakeDecoder:
@@ -261,9 +272,7 @@ def test_defaults_are_those_of_the_dataclasses(load: FakeLoad, capsys: pytest.Ca
             "draft": None,
             "method": "ouroboros",
             "options": OuroborosOptions(),
-            "dtype": "auto",
-            "device": "auto",
-            "threads": None,
+            "place": Place(),
             "pool": None,
             "pool_read_only": False,
         }
@@ -275,8 +284,10 @@ def test_defaults_are_those_of_the_dataclasses(load: FakeLoad, capsys: pytest.Ca
 def test_every_option_arrives_converted(load: FakeLoad) -> None:
     args = (
         "generate hello --target T --draft D --method prompt_lookup --max-new-tokens 5 --temperature 0.5 --top-k 3 "
-        "--top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 11 --stop a --stop b --ignore-eos --draft-tokens 4 "
-        "--set max_ngram=5 --set min_ngram=2 --dtype bfloat16 --device cpu --threads 2 --pool P --pool-read-only"
+        "--top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 11 --stop a --stop b --draft-tokens 4 "
+        "--set max_ngram=5 --set min_ngram=2 --dtype bfloat16 --device cpu --threads 2 "
+        "--backend native --revision v1 --pool P --pool-read-only --presence-penalty 0.1 --frequency-penalty -0.2 "
+        "--logit-bias 5=-1.5 --logit-bias 3=100 --regex [0-9]+ --guidance-scale 2 --negative-prompt no"
     )
     assert cli.main(args.split()) == 0
     expected = SamplingParams(
@@ -288,7 +299,12 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
         repetition_penalty=1.2,
         seed=11,
         stop=("a", "b"),
-        ignore_eos=True,
+        presence_penalty=0.1,
+        frequency_penalty=-0.2,
+        logit_bias=((3, 100.0), (5, -1.5)),
+        grammar={"regex": "[0-9]+"},
+        guidance_scale=2.0,
+        negative_prompt="no",
     )
     assert load.decoder.requests == [("hello", expected)]
     assert load.calls == [
@@ -297,9 +313,7 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
             "draft": "D",
             "method": "prompt_lookup",
             "options": PromptLookupOptions(draft_tokens=4, max_ngram=5, min_ngram=2),
-            "dtype": "bfloat16",
-            "device": "cpu",
-            "threads": 2,
+            "place": Place("bfloat16", "cpu", 2, "native", "v1"),
             "pool": "P",
             "pool_read_only": True,
         }
@@ -353,6 +367,14 @@ def test_set_converts_switches_and_numbers(load: FakeLoad, text: str, value: boo
         (["generate", "a", "--draft-tokens", "3", "--method", "autoregressive"], ["'draft_tokens'", "none"]),
         (["generate", "a", "--threads", "0"], ["--threads", "0", "1 to"]),
         (["generate", "a", "--threads", "1000000"], ["--threads", "1000000", "1 to"]),
+        (["generate", "a", "--logit-bias", "x=1"], ["--logit-bias", "TOKEN_ID=NUMBER", "'x=1'"]),
+        (["generate", "a", "--regex", "a", "--lark", "b"], ["one grammar", "--regex and --lark"]),
+        (["generate", "a", "--json-schema", "@/nowhere.json"], ["cannot read grammar file '/nowhere.json'"]),
+        (["generate", "a", "--logprobs", "2"], ["--logprobs needs --json"]),
+        (["generate", "a", "--negative-prompt", "b"], ["negative_prompt", "guidance_scale"]),
+        (["generate", "a", "--backend", "none"], ["--backend", "none"]),
+        (["chat", "--logprobs", "2"], ["--logprobs is for generate"]),
+        (["chat", "--chat-template", "/nowhere"], ["cannot read chat template '/nowhere'"]),
         (["generate", "a", "--pool-read-only"], ["--pool-read-only", "--pool FILE"]),
         (["generate", "a", "--set", "x\x1b[31m\n=1"], ["\\x1b[31m"]),
         (["demo", "--temperature", "-1"], ["temperature", "-1.0"]),
@@ -723,7 +745,7 @@ def test_demo_shows_texts_figures_and_the_table(load: FakeLoad, capsys: pytest.C
     assert "greedy" in words
     assert "tiny" in words
     assert {call["method"] for call in load.calls} == set(METHODS)
-    assert all(call["pool"] is False and call["dtype"] == "float32" for call in load.calls)
+    assert all(call["pool"] is False and call["place"] == Place("float32", "cpu", 1) for call in load.calls)
     assert {params for _, params in load.decoder.requests} >= {SamplingParams(max_new_tokens=8, seed=1)}
 
 

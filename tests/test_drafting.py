@@ -14,6 +14,7 @@ from ouroboros.drafting.base import Drafter, DraftSession
 from ouroboros.drafting.factory import build_drafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
 from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
+from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 from ouroboros.stats import Stats, StatsRecorder
@@ -46,11 +47,11 @@ class Recorded:
         recorder = StatsRecorder("test", "native", "", "", seed, len(PROMPT))
 
         def start() -> Drafter:
-            inner = build_drafter(options, pair.drafts[draft], sampler, self.pool, PROMPT, frozenset(), 512)
+            inner = build_drafter(options, Context(pair.drafts[draft]), sampler, self.pool, PROMPT, frozenset(), 512)
             return _Spy(inner, self.trees, self.verdicts)
 
         self.steps: list[Step] = []
-        for step in decode(pair.target, start, sampler, PROMPT, new, frozenset(), recorder):
+        for step in decode(Context(pair.target), start, sampler, PROMPT, new, frozenset(), recorder):
             self.steps.append(step)
             for depth, origin in enumerate(step.origins, start=1):
                 recorder.emit(origin.label, origin.value, depth)
@@ -242,14 +243,14 @@ def test_a_draft_model_with_a_shorter_context_is_left_out_where_it_ends(tiny: Pa
 
 
 def test_draft_session_keeps_what_agrees(tiny: Pair) -> None:
-    session = DraftSession(tiny.drafts["similar"], PROMPT)
+    session = DraftSession(Context(tiny.drafts["similar"]), PROMPT)
     tree = session.begin(PROMPT)
     node = tree.extend(0, [7, 8], Origin.DRAFT)
     session.score([0, node])
     session.begin([*PROMPT, 7, 8, 9, 5])  # 7 and 8 are cached, 9 is caught up in the next forward
     assert session._slot.length == len(PROMPT) + 2
     logits = session.score([0])
-    fresh = DraftSession(tiny.drafts["similar"], [*PROMPT, 7, 8, 9, 5])
+    fresh = DraftSession(Context(tiny.drafts["similar"]), [*PROMPT, 7, 8, 9, 5])
     fresh.begin([*PROMPT, 7, 8, 9, 5])
     assert (logits - fresh.score([0])).abs().max() < 1e-9
     assert session.forwards == 2
@@ -278,7 +279,7 @@ def test_lookahead_yields_ngrams_without_the_prompts_own(tiny: Pair) -> None:
 
 
 def test_draft_trees_are_ranked_by_chance(tiny: Pair) -> None:
-    session = DraftSession(tiny.drafts["similar"], PROMPT)
+    session = DraftSession(Context(tiny.drafts["similar"]), PROMPT)
     drafter = OuroborosDrafter(
         OuroborosOptions(tree_tokens=6), session, Sampler(SamplingParams(), 0, 40), PhrasePool(), PROMPT
     )

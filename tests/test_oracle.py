@@ -19,12 +19,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
-from ouroboros.config import METHODS, LookaheadOptions, MethodOptions, OuroborosOptions, SamplingParams
+from ouroboros.config import (
+    METHODS,
+    LookaheadOptions,
+    MethodOptions,
+    OuroborosOptions,
+    SamplingParams,
+    SuffixDecodingOptions,
+    TokenRecyclingOptions,
+)
 from ouroboros.config import PromptLookupOptions as Lookup
 from ouroboros.config import SpeculativeOptions as Speculative
 from ouroboros.decoder import decode
 from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
+from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 from ouroboros.stats import Stats, StatsRecorder
@@ -63,9 +72,9 @@ def run(
     sampler = Sampler(params, seed, pair.target.info.vocab_size, len(prompt))
 
     def start() -> Drafter:
-        model = None if draft is None else pair.drafts[draft]
+        context = None if draft is None else Context(pair.drafts[draft])
         phrases = PhrasePool() if pool is None else pool
-        return build_drafter(options, model, sampler, phrases, prompt, eos, pair.target.info.max_positions)
+        return build_drafter(options, context, sampler, phrases, prompt, eos, pair.target.info.max_positions)
 
     return drain(pair, start, sampler, prompt, params, eos)
 
@@ -75,7 +84,7 @@ def drain(
 ) -> tuple[tuple[int, ...], Stats]:
     recorder = StatsRecorder("test", "native", "", "", sampler.seed, len(prompt))
     tokens: list[int] = []
-    for step in decode(pair.target, start, sampler, prompt, params.max_new_tokens, eos, recorder):
+    for step in decode(Context(pair.target), start, sampler, prompt, params.max_new_tokens, eos, recorder):
         tokens += step.tokens
         for depth, origin in enumerate(step.origins, start=1):
             recorder.emit(origin.label, origin.value, depth)
@@ -86,6 +95,8 @@ OPTIONS: dict[str, list[MethodOptions]] = {
     "autoregressive": [METHODS["autoregressive"]()],
     "speculative": [Speculative(), Speculative(draft_tokens=1)],
     "prompt_lookup": [Lookup(), Lookup(draft_tokens=3, max_ngram=1)],
+    "suffix_decoding": [SuffixDecodingOptions(), SuffixDecodingOptions(factor=4, min_chance=0.0, max_match=3)],
+    "token_recycling": [TokenRecyclingOptions(), TokenRecyclingOptions(tree_tokens=12, successors=3)],
     "lookahead": [LookaheadOptions(), LookaheadOptions(window=4, ngram=3, branches=2, prompt_ngrams=False)],
     "ouroboros": [
         OuroborosOptions(),

@@ -16,15 +16,18 @@ from ouroboros.config import (
     PromptLookupOptions,
     SamplingParams,
     SpeculativeOptions,
+    SuffixDecodingOptions,
+    TokenRecyclingOptions,
 )
 from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError
 
 if TYPE_CHECKING:
-    from ouroboros.generate import Chunk, Decoder, GenerationResult, Stream
+    from ouroboros.generate import Decoder, Session
     from ouroboros.integrations.generate import custom_generate
     from ouroboros.pairing import load
     from ouroboros.phrases.pool import PhrasePool
     from ouroboros.stats import Stats
+    from ouroboros.stream import Chunk, GenerationResult, Stream
 
 __all__ = [
     "METHODS",
@@ -41,21 +44,25 @@ __all__ = [
     "PoolFileError",
     "PromptLookupOptions",
     "SamplingParams",
+    "Session",
     "SpeculativeOptions",
     "Stats",
     "Stream",
+    "SuffixDecodingOptions",
+    "TokenRecyclingOptions",
     "__version__",
     "custom_generate",
     "load",
 ]
 
 _LAZY = {
-    "Chunk": "ouroboros.generate",
+    "Chunk": "ouroboros.stream",
     "Decoder": "ouroboros.generate",
-    "GenerationResult": "ouroboros.generate",
+    "GenerationResult": "ouroboros.stream",
     "PhrasePool": "ouroboros.phrases.pool",
+    "Session": "ouroboros.generate",
     "Stats": "ouroboros.stats",
-    "Stream": "ouroboros.generate",
+    "Stream": "ouroboros.stream",
     "custom_generate": "ouroboros.integrations.generate",
     "load": "ouroboros.pairing",
 }

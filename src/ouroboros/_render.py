@@ -25,6 +25,7 @@ from ouroboros.stats import Stats
 if TYPE_CHECKING:  # torch comes with it
     from ouroboros.bench.audit import AuditReport, PromptAudit
     from ouroboros.bench.nearness import Choice
+    from ouroboros.control.cost import CostProfile
 
 __all__ = ["Screen", "showable"]
 
@@ -40,7 +41,7 @@ _STYLES_16 = {  # the nearest of 16 colours would be yellow and white, which nob
     "bonus": Style(color="magenta"),
 }
 _MEANINGS = {"draft": "draft model", "phrase": "phrase pool", "bonus": "target model"}
-_BRANCHING = ("lookahead", "ouroboros")  # methods that send trees where they may
+_BRANCHING = ("lookahead", "ouroboros", "suffix_decoding", "token_recycling")  # they send trees where they may
 _CAPTION = (
     "The embedded models are tiny: a forward costs little more than its overhead, so this table shows what the "
     "methods do (forwards, acceptance, the same text), not a speed-up."
@@ -109,6 +110,15 @@ class Screen:
             words = [(f"● {name} ({_MEANINGS[name]})", style) for name, style in self._styles.items()]
             self._err.print(Text("  ").join(Text(word, style=style) for word, style in words), soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """A word to the user, on standard error where someone reads along."""
+        if self.out_terminal or self.err_terminal:
+            self._err.print(Text(showable(text), style="dim"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """What went wrong without ending the program, on standard error."""
+        self._err.print(Text(showable(text)), soft_wrap=True)
+
     def text(self, text: str) -> None:
         """Machine-readable output, as it is."""
         sys.stdout.write(text)
@@ -172,6 +182,22 @@ class Screen:
         self._out.print(table)
         self._out.print(Text(_CAPTION, style="dim"))
 
+    def profile(self, profile: CostProfile, name: str) -> None:
+        """T(n): milliseconds, what more rows cost beside one, and a bar for each."""
+        longest = max(max(times) for times in profile.seconds)
+        for context, seconds, spread in zip(profile.contexts, profile.seconds, profile.spread, strict=True):
+            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            for heading in ("rows", "ms", "±", "× one row", "ms a row"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column("", no_wrap=True)
+            for n, time, width in zip(profile.rows, seconds, spread, strict=True):
+                bar = "█" * max(1, round(30 * time / longest))
+                cells = f"{1e3 * time:.2f}", f"{5e2 * width:.2f}", f"{time / seconds[0]:.2f}", f"{1e3 * time / n:.3f}"
+                table.add_row(str(n), *cells, bar)
+            self._out.print(Text(f"{name}, {context} positions cached: {profile.model}", style="bold"), soft_wrap=True)
+            self._out.print(table)
+        self._out.print(Text(profile.machine, style="dim"), soft_wrap=True)
+
     def audit(self, report: AuditReport, piece: Callable[[int], str]) -> None:
         """The table, each divergence, the rounding, and the verdict. ``piece``: a token's text."""
         params = report.params
@@ -212,6 +238,8 @@ def _figures(stats: Stats) -> str:
         f"{stats.acceptance_rate:.0%} of {stats.draft_tokens} drafted tokens accepted",
         f"{stats.tokens_per_second:.1f} tokens/s",
     ]
+    if stats.cached_tokens:
+        parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens from the cache")
     return ", ".join(parts)
 
 

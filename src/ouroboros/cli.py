@@ -14,10 +14,12 @@ import click
 
 from ouroboros._version import __version__
 from ouroboros.commands.audit import audit
+from ouroboros.commands.chat import chat
 from ouroboros.commands.demo import demo
 from ouroboros.commands.generate import generate
-from ouroboros.commands.options import Session
+from ouroboros.commands.options import Place, Tools
 from ouroboros.commands.process import run
+from ouroboros.commands.profile import profile
 from ouroboros.config import MethodOptions
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, audit, demo):
+for _command in (generate, chat, audit, profile, demo):
     cli.add_command(_command)
 
 
@@ -57,25 +59,25 @@ def _load(
     draft: str | None,
     method: str,
     options: MethodOptions,
-    dtype: str,
-    device: str,
-    threads: int | None,
+    place: Place,
     pool: str | bool | None,
     pool_read_only: bool,
 ) -> Decoder:
     """The decoder; the tests put a fake in place of this function."""
     from ouroboros.pairing import load
 
-    if threads is not None:
+    if place.threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(place.threads)
     return load(
         target,
         draft,
         method=method,
-        dtype=dtype,
-        device=device,
+        dtype=place.dtype,
+        device=place.device,
+        backend=place.backend,
+        revision=place.revision,
         pool=pool,
         pool_read_only=pool_read_only,
         options=options,
@@ -85,13 +87,13 @@ def _load(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status, for ``sys.exit``. Without ``args`` an interrupt ends the process here."""
     words = list(sys.argv[1:] if args is None else args)
-    return run(lambda interrupts: _run(words, Session(interrupts, _load)), owns_process=args is None)
+    return run(lambda interrupts: _run(words, Tools(interrupts, _load)), owns_process=args is None)
 
 
-def _run(args: list[str], session: Session) -> int:
+def _run(args: list[str], tools: Tools) -> int:
     # Not click's own main(): that one ends the process by itself on a broken pipe, with another status.
     try:
-        with cli.make_context("ouroboros", args, obj=session) as ctx:
+        with cli.make_context("ouroboros", args, obj=tools) as ctx:
             cli.invoke(ctx)
     except click.exceptions.Exit as exit_request:
         return exit_request.exit_code

@@ -23,6 +23,8 @@ __all__ = [
     "PromptLookupOptions",
     "SamplingParams",
     "SpeculativeOptions",
+    "SuffixDecodingOptions",
+    "TokenRecyclingOptions",
     "options_for",
     "options_from_strings",
 ]
@@ -68,6 +70,17 @@ def _processors(processors: object) -> tuple[Processor, ...]:
     return found
 
 
+def _negative_prompt(prompt: object) -> str | tuple[int, ...]:
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        ids = tuple(values)
+        if ids and all(hasattr(token, "__index__") for token in ids):
+            return tuple(int(token) for token in ids)
+    raise InputError(f"negative_prompt must be a text or token ids, not empty, not {prompt!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request is continued. Order: bias, penalties, processors, temperature, top-k, top-p, min-p.
@@ -85,6 +98,9 @@ class SamplingParams:
             they are called for each tree node on its own history, in any order, also with the draft model's scores, and
             so must be functions of their arguments alone.
         grammar: one entry: ``json_schema`` (mapping or text), ``regex`` or ``lark``; the output then matches it.
+        guidance_scale: classifier-free guidance: above 1 stresses the prompt against ``negative_prompt``, at twice
+            the work; 1 is off. negative_prompt: text or token ids; None: the prompt's last token alone.
+        n: samples of the prompt, the i-th (from 0) with seed + i; they share the prefill and the phrases.
         logprobs: the n likeliest tokens with their log-probabilities at each new token (0: the token's own alone).
         seed: 0 … 2**63-1; None draws one, which ``stats.seed`` reports.
         stop: texts that end the output where they begin.
@@ -105,6 +121,9 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     processors: tuple[Processor, ...] = ()
     grammar: Mapping[str, Any] | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str | tuple[int, ...] | None = None
+    n: int = 1
     logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -132,6 +151,13 @@ class SamplingParams:
                 raise InputError(f"grammar must have one entry, named {' or '.join(GRAMMARS)}, not {self.grammar!r}")
             if self.ignore_eos:
                 raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
+        value = self.guidance_scale
+        _check_number("guidance_scale", value, _is_number(value) and value >= 0, "a number of at least 0")
+        if self.negative_prompt is not None:
+            object.__setattr__(self, "negative_prompt", _negative_prompt(self.negative_prompt))
+            if value == 1:
+                raise InputError("negative_prompt needs a guidance_scale other than 1, which is off")
+        _check_int("n", self.n, 1)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, 1000)
         if self.seed is not None:
@@ -219,6 +245,36 @@ class LookaheadOptions(MethodOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class SuffixDecodingOptions(MethodOptions):
+    """Oliaro et al. 2024: counted continuations of the longest match, in the own text and in earlier outputs.
+
+    Attributes:
+        draft_tokens: nodes at most. factor: nodes for each matched token. max_match: longest match that counts.
+        min_chance: nodes that are less likely than this are left out. reuse: draw on earlier outputs too.
+    """
+
+    BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "draft_tokens": (1, 128),
+        "factor": (1, 16),
+        "max_match": (1, 256),
+    }
+    draft_tokens: int = 32
+    factor: int = 1
+    max_match: int = 24
+    min_chance: float = 0.1
+    reuse: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecyclingOptions(MethodOptions):
+    """Luo et al. 2024: each token's ``successors`` likeliest successors, in a tree of ``tree_tokens`` nodes."""
+
+    BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {"tree_tokens": (1, 128), "successors": (1, 8)}
+    tree_tokens: int = 80
+    successors: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class OuroborosOptions(MethodOptions):
     """Ouroboros (Zhao et al. 2024), each of its four mechanisms with a switch.
 
@@ -269,6 +325,8 @@ METHODS: Mapping[str, type[MethodOptions]] = {
     "speculative": SpeculativeOptions,
     "lookahead": LookaheadOptions,
     "prompt_lookup": PromptLookupOptions,
+    "suffix_decoding": SuffixDecodingOptions,
+    "token_recycling": TokenRecyclingOptions,
     "ouroboros": OuroborosOptions,
 }
 

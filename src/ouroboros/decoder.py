@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ouroboros.drafting.base import Drafter
-from ouroboros.models.base import CausalModel, ScoreRequest
+from ouroboros.models.base import ScoreRequest
+from ouroboros.models.context import Context
 from ouroboros.sampling import Sampler
 from ouroboros.stats import StatsRecorder
 from ouroboros.tree import Origin
@@ -36,7 +37,7 @@ class Step:
 
 
 def decode(
-    target: CausalModel,
+    context: Context,
     start_drafter: Callable[[], Drafter],
     sampler: Sampler,
     prompt: Sequence[int],
@@ -48,19 +49,20 @@ def decode(
     """Yields steps until ``max_new_tokens``, a stop token or the end of the context.
 
     Args:
-        prompt: at least one token, shorter than the context. start_drafter: makes and prefills the drafter.
+        context: of the target model; what it holds of the prompt already is not computed again.
+        start_drafter: makes and prefills the drafter. prompt: at least one token, shorter than the model's context.
         recorder: gets counts and times; what is emitted is counted by whoever keeps it.
         keep_logits: whether steps carry their logits.
     """
     clock = time.perf_counter
     began = clock()
-    slot = target.open()
-    target.prefill(slot, prompt[:-1])
+    target, slot = context.model, context.slot
+    sequence = list(prompt)
+    recorder.cached_tokens = context.prefill(sequence)
     prefilled = clock()
     drafter = start_drafter()
     recorder.prefill_seconds = prefilled - began
     recorder.draft_prefill_seconds = clock() - prefilled
-    sequence = list(prompt)
     remaining = min(max_new_tokens, target.info.max_positions - len(prompt))
     while remaining > 0:
         began = clock()
@@ -68,7 +70,7 @@ def decode(
         drafted = clock()
         logits_NV = target.score([ScoreRequest(slot, tree)])[0]
         verdict = verify(tree, logits_NV, sampler, sequence, stop_ids)
-        slot.commit(verdict.path)
+        context.commit(verdict.path, sequence)
         drafter.observe(verdict)
         tokens = verdict.tokens[:remaining]
         sequence += tokens

@@ -1,23 +1,19 @@
-"""The library's face: ``load`` a pair, ``generate`` text, ``stream`` it.
+"""The library's face: a loaded pair that generates text, streams it, and keeps a conversation in its caches.
 
-It turns prompts into tokens, runs the decoding loop, and turns steps into text, cut where a stop string begins. All
-checks of a pair happen in ``load``; all checks of a request happen before its first forward.
+A request is checked and turned into tokens, then runs through the decoding loop. All checks of a pair happen in
+``load``; all checks of a request happen before its first forward.
 """
 
 from __future__ import annotations
 
-import operator
 import os
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeGuard, cast, overload
+from typing import Any, cast, overload
 
-import torch
-from torch import Tensor
-
-from ouroboros.config import MethodOptions, SamplingParams
+from ouroboros.config import MAX_SEED, MethodOptions, SamplingParams
 from ouroboros.decoder import Step, decode
 from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import build_drafter
@@ -25,169 +21,17 @@ from ouroboros.drafting.forced import ForcedDrafter
 from ouroboros.errors import InputError, OuroborosError
 from ouroboros.grammar import Grammar
 from ouroboros.models.base import CausalModel
+from ouroboros.models.context import Context
+from ouroboros.models.guided import GuidedModel
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import save_pool
+from ouroboros.prompts import Prompt, check_ids, encode, is_batch, short
 from ouroboros.sampling import Sampler
-from ouroboros.stats import Stats, StatsRecorder
-from ouroboros.text import TextStream, Tokenizer
+from ouroboros.stats import StatsRecorder
+from ouroboros.stream import GenerationResult, Stream
+from ouroboros.text import Tokenizer
 
-__all__ = ["Chunk", "Decoder", "GenerationResult", "Prompt", "Stream", "TokenLogprobs"]
-
-Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A new token's log-probability under the target model (raw, before any warping, natural logarithm), and the
-    likeliest tokens' (token id, log-probability), best first."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationResult:
-    """A finished request.
-
-    Attributes:
-        text: the new text, without end-of-sequence token and stop string; None where there is no tokenizer.
-        token_ids: the new tokens; a closing end-of-sequence token is among them, and with a stop string they end with
-            the token that completes it. prompt_token_ids: the prompt's tokens.
-        finish_reason: ``stop`` (end-of-sequence or stop string), ``length``, or ``cancelled`` for a closed stream.
-        stats: what happened. logprobs: of each new token, if they were asked for.
-    """
-
-    text: str | None
-    token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
-    finish_reason: str
-    stats: Stats
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one target forward yielded.
-
-    Attributes:
-        text: whole characters that are certain not to belong to a stop string. token_ids: the step's tokens.
-        sources: each token's origin: ``draft``, ``phrase`` or ``bonus``.
-        pieces: (text, source) of each token; joined they are ``text``.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    sources: tuple[str, ...]
-    pieces: tuple[tuple[str, str], ...]
-
-
-class Stream:
-    """One request as it is decoded: iterate over its chunks; ``close`` (or leaving the context) cancels it.
-
-    ``result`` is there once the iteration has ended or the stream is closed.
-    """
-
-    def __init__(
-        self,
-        steps: Iterator[Step],
-        tokenizer: Tokenizer | None,
-        stops: Sequence[str],
-        recorder: StatsRecorder,
-        prompt: Sequence[int],
-        stop_ids: frozenset[int],
-        logprobs: int | None = None,
-    ) -> None:
-        self._text = TextStream(tokenizer, prompt, stops)
-        self._has_text = tokenizer is not None
-        self._recorder = recorder
-        self._prompt = tuple(prompt)
-        self._stop_ids = stop_ids
-        self._logprobs: list[TokenLogprobs] | None = None if logprobs is None else []
-        self._top = logprobs or 0
-        self._token_ids: list[int] = []
-        self._written: list[str] = []
-        self._reason = "cancelled"
-        self._result: GenerationResult | None = None
-        self._chunks = self._run(steps)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self
-
-    def __next__(self) -> Chunk:
-        return next(self._chunks)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stops decoding; what was written is kept in ``result``. Does nothing to a stream that has ended."""
-        self._chunks.close()
-        self._finish()
-
-    @property
-    def result(self) -> GenerationResult:
-        """The whole request.
-
-        Raises:
-            OuroborosError: the stream has not ended yet.
-        """
-        if self._result is None:
-            raise OuroborosError("the stream has not ended: iterate to its end or close it before reading its result")
-        return self._result
-
-    def _run(self, steps: Iterator[Step]) -> Generator[Chunk]:
-        for step in steps:
-            chunk, stopped = self._take(step)
-            yield chunk
-            if stopped:
-                self._reason = "stop"
-                break
-        else:
-            self._reason = "length"
-        rest = self._text.finish()  # may complete a stop string that ends in what was held back
-        self._reason = "stop" if self._text.stopped else self._reason
-        if rest:
-            self._written.append(rest)
-            yield Chunk(rest, (), (), ((rest, "bonus"),))
-        self._finish()
-
-    def _take(self, step: Step) -> tuple[Chunk, bool]:
-        """The part of a step up to where the text stops, and whether it stops there."""
-        pieces = []
-        stopped = False
-        for depth, (token, origin) in enumerate(zip(step.tokens, step.origins, strict=True), start=1):
-            self._recorder.emit(origin.label, origin.value, depth)
-            piece = ""
-            if token in self._stop_ids:
-                stopped = True
-            else:
-                piece, stopped = self._text.push(token)
-            pieces.append((piece, origin.label))
-            if stopped:
-                break
-        token_ids = step.tokens[: len(pieces)]
-        text = "".join(piece for piece, _ in pieces)
-        self._token_ids += token_ids
-        if self._logprobs is not None and step.logits_TV is not None:
-            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
-        self._written.append(text)
-        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces)), stopped
-
-    def _finish(self) -> None:
-        if self._result is None:
-            self._result = GenerationResult(
-                text="".join(self._written) if self._has_text else None,
-                token_ids=tuple(self._token_ids),
-                prompt_token_ids=self._prompt,
-                finish_reason=self._reason,
-                stats=self._recorder.freeze(),
-                logprobs=None if self._logprobs is None else tuple(self._logprobs),
-            )
+__all__ = ["Decoder", "Session"]
 
 
 class Decoder:
@@ -239,6 +83,11 @@ class Decoder:
             save_pool(self.pool, self.pool_file, self.fingerprint)
 
     @overload
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *, n: int, **settings: Any
+    ) -> Any: ...
+
+    @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> GenerationResult: ...
 
     @overload
@@ -246,112 +95,148 @@ class Decoder:
         self, prompt: Sequence[Prompt], params: SamplingParams | None = None, **settings: Any
     ) -> list[GenerationResult]: ...
 
-    def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **settings: Any
-    ) -> GenerationResult | list[GenerationResult]:
+    def generate(self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **settings: Any) -> Any:
         """Continues a prompt, or each of a list of prompts.
 
         Args:
-            prompt: text, token ids, or a list of these. params: or its fields as keywords (see SamplingParams).
+            prompt: text, token ids, messages (mappings with role and content, for the tokenizer's chat template), or a
+                list of these. params: or its fields as keywords (see SamplingParams).
 
         Returns:
-            GenerationResult, or a list of them for a list of prompts.
+            GenerationResult; with ``n`` above 1 a list of n of them. For a list of prompts a list of what each yields.
 
         Raises:
             InputError: an empty or too long prompt, or a parameter out of range.
         """
-        if _is_batch(prompt):
-            streams = [self.stream(one, params, **settings) for one in prompt]  # all are checked before the first runs
-            return [_drain(stream) for stream in streams]
-        return _drain(self.stream(cast(Prompt, prompt), params, **settings))
+        params = _params(params, settings)
+        prompts = prompt if is_batch(prompt) else [cast(Prompt, prompt)]
+        streams = [self._samples(one, params) for one in prompts]  # all are checked before the first runs
+        results = [[_drain(stream) for stream in samples] for samples in streams]
+        found = results if params.n > 1 else [one for (one,) in results]
+        return found if is_batch(prompt) else found[0]
+
+    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Stream]:
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        session = Session(self, PhrasePool() if self.pool is None else self.pool)
+        each = [replace(params, n=1, seed=(seed + i) % (MAX_SEED + 1)) for i in range(params.n)]
+        return [session.stream(prompt, one) for one in each]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> Stream:
-        """As ``generate``, for one prompt, chunk by chunk."""
+        """As ``generate``, for one prompt and one sample, chunk by chunk."""
+        return self.session().stream(prompt, params, **settings)
+
+    def session(self) -> Session:
+        """For requests that begin alike, one after the other: the turns of a chat."""
+        return Session(self, self.pool)
+
+
+class Session:
+    """Requests that use the same KV caches one after the other: each computes only what follows the prefix that it
+    shares with the one before (``stats.cached_tokens`` says how much it was). It holds the caches as long as it lives.
+
+    Args:
+        decoder: whose models and method it uses. pool: None for an empty one with every request.
+    """
+
+    def __init__(self, decoder: Decoder, pool: PhrasePool | None) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._kept: tuple[object, Context, Context | None] | None = None  # guidance, target's context, draft's
+        self._busy = False
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> GenerationResult:
+        """As ``Decoder.generate``, for one prompt and one sample."""
+        return _drain(self.stream(prompt, params, **settings))
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> Stream:
+        """As ``Decoder.stream``. It must have ended, or be closed, before the next one is begun.
+
+        Raises:
+            InputError: an empty or too long prompt, or a parameter out of range.
+        """
         params = _params(params, settings)
-        ids = self._encode(prompt)
-        _check_ids([token for token, _ in params.logit_bias], self.target.info.vocab_size, "logit_bias")
-        if params.stop and self.tokenizer is None:
+        if params.n != 1:
+            raise InputError(f"n must be 1 for a single stream, not {params.n}: use the decoder's generate")
+        decoder, info = self._decoder, self._decoder.target.info
+        limit = info.max_positions - 1
+        ids = encode(prompt, decoder.tokenizer, info.vocab_size, limit)
+        negative = None
+        if params.guidance_scale != 1:
+            negative = [ids[-1]]
+            if params.negative_prompt is not None:
+                negative = encode(
+                    params.negative_prompt, decoder.tokenizer, info.vocab_size, limit, name="negative_prompt"
+                )
+        check_ids([token for token, _ in params.logit_bias], info.vocab_size, "logit_bias")
+        if params.stop and decoder.tokenizer is None:
             raise InputError(f"stop needs a tokenizer, and this model has none: {params.stop!r}")
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        info = self.target.info
-        stop_ids = frozenset() if params.ignore_eos else self._eos_token_ids()
-        grammar = self._grammar(params, stop_ids, len(ids))
+        stop_ids = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
+        grammar = _grammar(decoder, params, stop_ids, len(ids))
         sampler = Sampler(params, seed, info.vocab_size, len(ids), [grammar] if grammar else [])
-        recorder = StatsRecorder(self.method, info.backend, info.dtype, info.device, seed, len(ids))
-        recorder.trees, recorder.draft_trees = info.trees, self.draft is None or self.draft.info.trees
-        pool = PhrasePool() if self.pool is None else self.pool
+        recorder = StatsRecorder(decoder.method, info.backend, info.dtype, info.device, seed, len(ids))
+        recorder.trees, recorder.draft_trees = info.trees, decoder.draft is None or decoder.draft.info.trees
+        steps = self._run(ids, negative, params, sampler, stop_ids, grammar, recorder)
+        return Stream(steps, decoder.tokenizer, params.stop, recorder, ids, stop_ids, params.logprobs)
+
+    def _run(
+        self,
+        ids: list[int],
+        negative: list[int] | None,
+        params: SamplingParams,
+        sampler: Sampler,
+        stop_ids: frozenset[int],
+        grammar: Grammar | None,
+        recorder: StatsRecorder,
+    ) -> Iterator[Step]:
+        if self._busy:
+            raise OuroborosError("the session's last stream has not ended: iterate to its end or close it first")
+        decoder = self._decoder
+        pool = PhrasePool() if self._pool is None else self._pool
+        target, draft = self._contexts(ids, negative, params.guidance_scale)
+        info = target.model.info
 
         def start() -> Drafter:
             limits = info.max_positions, info.trees
-            drafter = build_drafter(self.options, self.draft, sampler, pool, ids, stop_ids, *limits)
-            return ForcedDrafter(drafter, grammar.forced) if grammar and self.method != "autoregressive" else drafter
+            drafter = build_drafter(decoder.options, draft, sampler, pool, ids, stop_ids, *limits)
+            return ForcedDrafter(drafter, grammar.forced) if grammar and decoder.method != "autoregressive" else drafter
 
         keep = params.logprobs is not None
-        steps = decode(self.target, start, sampler, ids, params.max_new_tokens, stop_ids, recorder, keep)
-        return Stream(steps, self.tokenizer, params.stop, recorder, ids, stop_ids, params.logprobs)
+        self._busy = True
+        try:
+            yield from decode(target, start, sampler, ids, params.max_new_tokens, stop_ids, recorder, keep)
+        except Exception:
+            self._kept = None  # a forward that failed may have left half a row
+            raise
+        finally:
+            self._busy = False
 
-    def _grammar(self, params: SamplingParams, stop_ids: frozenset[int], prompt_length: int) -> Grammar | None:
-        if params.grammar is None:
-            return None
-        if self.tokenizer is None:
-            raise InputError("grammar needs a tokenizer, and this model has none")
-        return Grammar(params.grammar, self.tokenizer, self.target.info.vocab_size, stop_ids, prompt_length)
+    def _contexts(self, ids: list[int], negative: list[int] | None, scale: float) -> tuple[Context, Context | None]:
+        """Those of the last request if its guidance was the same (it is bound to its prompts), else new ones."""
+        guidance = None if negative is None else (scale, ids, negative)
+        if self._kept is None or self._kept[0] != guidance:
 
-    def _eos_token_ids(self) -> frozenset[int]:
-        ids = self.target.info.eos_token_ids
-        if not ids and self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            return frozenset({self.tokenizer.eos_token_id})
-        return ids
+            def context(model: CausalModel) -> Context:
+                return Context(model if negative is None else GuidedModel(model, scale, ids, negative))
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InputError("prompt is empty ''; it must have at least one character")
-            if self.tokenizer is None:
-                raise InputError("a text prompt needs a tokenizer, and this model has none: give token ids")
-            prompt = self.tokenizer.encode(prompt)
-        ids = _token_ids(prompt, self.target.info.vocab_size)
-        limit = self.target.info.max_positions - 1
-        if not ids:
-            raise InputError("prompt is empty []; it must have at least one token")
-        if len(ids) > limit:
-            raise InputError(f"prompt has {len(ids)} tokens; the target model's context allows at most {limit}")
-        return ids
+            draft = self._decoder.draft
+            self._kept = guidance, context(self._decoder.target), None if draft is None else context(draft)
+        return self._kept[1:]
 
 
-def _logprobs(logits_TV: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:
-    logprobs_TV = (logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()).log_softmax(-1)
-    own = logprobs_TV.gather(-1, torch.tensor(token_ids, device=logits_TV.device)[:, None])[:, 0].tolist()
-    top = logprobs_TV.topk(min(count, logprobs_TV.shape[-1]), dim=-1)
-    rows = zip(own, top.indices.tolist(), top.values.tolist(), strict=True)
-    return [TokenLogprobs(value, tuple(zip(ids, values, strict=True))) for value, ids, values in rows]
+def _grammar(decoder: Decoder, params: SamplingParams, stop_ids: frozenset[int], prompt_length: int) -> Grammar | None:
+    if params.grammar is None:
+        return None
+    if decoder.tokenizer is None:
+        raise InputError("grammar needs a tokenizer, and this model has none")
+    return Grammar(params.grammar, decoder.tokenizer, decoder.target.info.vocab_size, stop_ids, prompt_length)
 
 
-def _is_batch(prompt: Prompt | Sequence[Prompt]) -> TypeGuard[Sequence[Prompt]]:
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-        return False
-    return bool(prompt) and not hasattr(prompt[0], "__index__")
-
-
-def _token_ids(prompt: Sequence[int], vocab_size: int) -> list[int]:
-    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    try:
-        ids = [operator.index(value) for value in values]
-    except TypeError:
-        raise InputError(f"prompt must be a text or a list of token ids, not {_short(prompt)}") from None
-    _check_ids(ids, vocab_size, "prompt")
+def _eos_token_ids(decoder: Decoder) -> frozenset[int]:
+    ids = decoder.target.info.eos_token_ids
+    if not ids and decoder.tokenizer is not None and decoder.tokenizer.eos_token_id is not None:
+        return frozenset({decoder.tokenizer.eos_token_id})
     return ids
-
-
-def _check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
-    wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if wrong is not None:
-        raise InputError(f"{name} holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _params(params: SamplingParams | None, settings: Mapping[str, Any]) -> SamplingParams:
@@ -362,7 +247,7 @@ def _params(params: SamplingParams | None, settings: Mapping[str, Any]) -> Sampl
                 raise InputError(f"no such parameter: {name!r} (allowed: {', '.join(known)})")
         return SamplingParams(**settings)
     if not isinstance(params, SamplingParams):
-        raise InputError(f"params must be SamplingParams, not {_short(params)}")
+        raise InputError(f"params must be SamplingParams, not {short(params)}")
     if settings:
         raise InputError(f"give params or keywords, not both: {', '.join(settings)}")
     return params

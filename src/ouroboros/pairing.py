@@ -46,7 +46,8 @@ def load(
     Args:
         target, draft: a directory in Hugging Face layout, a hub id, or a loaded model. No target: the embedded pair.
         tokenizer: a transformers tokenizer or a directory; by default the target's own.
-        method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup`` or ``ouroboros``.
+        method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup``, ``suffix_decoding``,
+            ``token_recycling`` or ``ouroboros``.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``; ``auto`` keeps the checkpoint's type, but computes
             in float32 on a CPU for models of under 64 million parameters and for float16 files.
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.

@@ -4,6 +4,7 @@ Definitions (prefill is in no count of forwards and in no decoding time):
     acceptance_rate            accepted_tokens / draft_tokens
     tokens_per_target_forward  new_tokens / target_forwards (the bonus token included)
     tokens_per_second          new_tokens / decode_seconds
+    cached_tokens              of the prompt's, those that the target's KV cache held from an earlier request
     new_tokens                 accepted_tokens + bonus tokens, what a stop cut away not counted
 """
 
@@ -43,6 +44,7 @@ class Stats:
     draft_trees: bool
     seed: int
     prompt_tokens: int
+    cached_tokens: int
     new_tokens: int
     target_forwards: int
     draft_forwards: int
@@ -110,6 +112,7 @@ class StatsRecorder:
     prompt_tokens: int
     trees: bool = True
     draft_trees: bool = True
+    cached_tokens: int = 0
     bonus_tokens: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
@@ -151,6 +154,7 @@ class StatsRecorder:
             draft_trees=self.draft_trees,
             seed=self.seed,
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             new_tokens=accepted + self.bonus_tokens,
             target_forwards=self.target_forwards,
             draft_forwards=self.draft_forwards,

@@ -98,13 +98,17 @@ class Tokenizer:
             raise InputError(f"a prompt must be valid Unicode text, not with {text[error.start]!r} in it") from None
         return [int(token) for token in self.hf.encode(text, verbose=False)]
 
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(getattr(self.hf, "chat_template", None))
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the answer begins; the template adds its own special tokens.
 
         Raises:
             InputError: the tokenizer has no chat template, or the template refuses the messages.
         """
-        if not getattr(self.hf, "chat_template", None):
+        if not self.has_chat_template:
             raise InputError("messages need a tokenizer with a chat template, and this one has none")
         try:
             ids = self.hf.apply_chat_template(

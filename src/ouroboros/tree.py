@@ -26,6 +26,7 @@ class Origin(Enum):
     CORRECTED = "corrected"  # phrases: the target's predictions on rejected tokens
     PROMPT = "prompt"  # phrases: the prompt's own text
     WINDOW = "window"  # phrases: a lookahead window's guess
+    RECYCLED = "recycled"  # what the target last gave behind the same token
     FORCED = "forced"  # a grammar allows nothing else; a phrase to the outside
 
     @property

@@ -36,6 +36,7 @@ class Verdict:
         path: accepted nodes, the root first: what the cache keeps.
         tokens, origins: the new tokens in order, with the bonus token unless a stop token was accepted.
         predictions: for each node the target's token behind it: its draw on the accepted path, elsewhere its argmax.
+        logits_NV: the target's raw logits behind each node.
     """
 
     tree: TokenTree
@@ -43,6 +44,7 @@ class Verdict:
     tokens: tuple[int, ...]
     origins: tuple[Origin, ...]
     predictions: tuple[int, ...]
+    logits_NV: Tensor
 
 
 def walk(tree: TokenTree, start: int, draw: Callable[[int], int | None], stop_ids: Set[int] = frozenset()) -> Walk:
@@ -82,4 +84,4 @@ def verify(
     if found.token is not None:
         tokens.append(found.token)
         origins.append(Origin.BONUS)
-    return Verdict(tree, found.path, tuple(tokens), tuple(origins), tuple(predictions))
+    return Verdict(tree, found.path, tuple(tokens), tuple(origins), tuple(predictions), logits_NV)

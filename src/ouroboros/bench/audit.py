@@ -29,7 +29,8 @@ from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel
 
 if TYPE_CHECKING:
-    from ouroboros.generate import Decoder, Prompt
+    from ouroboros.generate import Decoder
+    from ouroboros.prompts import Prompt
 
 __all__ = [
     "AUDITED",

@@ -12,10 +12,11 @@ import click
 
 from ouroboros.commands.generate import read_prompt
 from ouroboros.commands.options import (
-    Session,
-    check_threads,
+    Place,
+    Tools,
     loading_status,
     method_settings,
+    pair_options,
     place_options,
     sampling_options,
     to_json,
@@ -24,7 +25,8 @@ from ouroboros.config import METHODS, MethodOptions, SamplingParams, options_for
 from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
-    from ouroboros.generate import Decoder, Prompt
+    from ouroboros.generate import Decoder
+    from ouroboros.prompts import Prompt
 
 __all__ = ["audit"]
 
@@ -36,8 +38,7 @@ _PLAIN = "autoregressive"
     "--prompt", "texts", multiple=True, metavar="P", help="A prompt. Repeatable.  [default: three of HumanEval]"
 )
 @click.option("--prompt-file", metavar="F", help='A JSON object a line, with "prompt"; or text that is one prompt.')
-@click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]")
-@click.option("--draft", metavar="D", help="Draft model: a directory or hub id.")
+@pair_options
 @click.option(
     "--method",
     "methods",
@@ -53,7 +54,7 @@ _PLAIN = "autoregressive"
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 @click.pass_obj
 def audit(
-    session: Session,
+    tools: Tools,
     texts: tuple[str, ...],
     prompt_file: str | None,
     target: str | None,
@@ -61,9 +62,7 @@ def audit(
     methods: tuple[str, ...],
     params: SamplingParams,
     assignments: tuple[str, ...],
-    dtype: str,
-    device: str,
-    threads: int | None,
+    place: Place,
     as_json: bool,
 ) -> None:
     """Write prompts with plain decoding and with accelerated methods, with the same seed, and compare the tokens.
@@ -74,18 +73,17 @@ def audit(
     from ouroboros._render import Screen
 
     settings = method_settings(assignments)
-    check_threads(threads)
     prompts = _prompts(texts, prompt_file)
     options = _options(methods or _runnable(target, draft), settings)
     screen = Screen()
-    with session.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
+    with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         from ouroboros.bench.audit import audit as run_audit
         from ouroboros.drafting.factory import NEEDS_DRAFT
         from ouroboros.generate import Decoder
         from ouroboros.phrases.pool import PhrasePool
 
         whole = next((method for method in options if method in NEEDS_DRAFT), next(iter(options)))
-        loaded = session.load(target, draft, whole, options[whole], dtype, device, threads, None, False)
+        loaded = tools.load(target, draft, whole, options[whole], place, None, False)
 
     def load(method: str) -> Decoder:
         """The same models for all methods, and phrases that are kept from prompt to prompt."""
@@ -95,7 +93,7 @@ def audit(
 
     with contextlib.closing(loaded), screen.status("comparing") as progress:
         report = run_audit(load, prompts, params, progress, tuple(options))
-    session.interrupts.check()
+    tools.interrupts.check()
     if as_json:
         screen.text(to_json(report.to_dict()))
     else:
@@ -107,8 +105,8 @@ def audit(
 
 def _runnable(target: str | None, draft: str | None) -> list[str]:
     """Methods that the pair can run: those with a draft model only where there is one."""
-    alone = ["lookahead", "prompt_lookup"]
-    return alone if target is not None and draft is None else [method for method in METHODS if method != _PLAIN]
+    alone = target is not None and draft is None
+    return [method for method in METHODS if method != _PLAIN and not (alone and method in ("speculative", "ouroboros"))]
 
 
 def _options(methods: Sequence[str], settings: Mapping[str, str]) -> dict[str, MethodOptions]:

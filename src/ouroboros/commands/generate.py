@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ouroboros.commands.options import (
-    Session,
-    check_threads,
+    Place,
+    Tools,
     loading_status,
     method_settings,
+    pair_options,
     place_options,
     sampling_options,
     to_json,
@@ -24,7 +25,9 @@ from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
     from ouroboros._render import Screen
-    from ouroboros.generate import Decoder, GenerationResult
+    from ouroboros.generate import Decoder, Session
+    from ouroboros.prompts import Prompt
+    from ouroboros.stream import GenerationResult
 
 __all__ = ["generate", "read_prompt", "show_stream"]
 
@@ -32,8 +35,7 @@ __all__ = ["generate", "read_prompt", "show_stream"]
 @click.command(short_help="Continue a prompt.")
 @click.argument("prompt", required=False)
 @click.option("--prompt-file", metavar="F", help="Take the prompt from a UTF-8 file, byte for byte.")
-@click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]")
-@click.option("--draft", metavar="D", help="Draft model: a directory or hub id.")
+@pair_options
 @click.option("--method", type=click.Choice(list(METHODS)), default="ouroboros", show_default=True)
 @sampling_options
 @click.option("--draft-tokens", type=int, metavar="N", help="Short for --set draft_tokens=N.")
@@ -44,7 +46,7 @@ __all__ = ["generate", "read_prompt", "show_stream"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the text.")
 @click.pass_obj
 def generate(
-    session: Session,
+    tools: Tools,
     prompt: str | None,
     prompt_file: str | None,
     target: str | None,
@@ -53,9 +55,7 @@ def generate(
     params: SamplingParams,
     draft_tokens: int | None,
     assignments: tuple[str, ...],
-    dtype: str,
-    device: str,
-    threads: int | None,
+    place: Place,
     pool: str | None,
     pool_read_only: bool,
     as_json: bool,
@@ -64,17 +64,18 @@ def generate(
     from ouroboros._render import Screen
 
     options = options_from_strings(method, method_settings(assignments, draft_tokens))
-    check_threads(threads)
+    if params.logprobs is not None and not as_json:
+        raise InputError("--logprobs needs --json: a text has no place for them")
     if pool_read_only and pool is None:
         raise InputError("--pool-read-only needs a --pool FILE to read")
     text = read_prompt(prompt, prompt_file)
     screen = Screen()
-    with session.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
-        decoder = session.load(target, draft, method, options, dtype, device, threads, pool, pool_read_only)
+    with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
+        decoder = tools.load(target, draft, method, options, place, pool, pool_read_only)
     with contextlib.closing(decoder):
         if not as_json:
             screen.legend()
-        result, interrupted = show_stream(decoder, text, params, None if as_json else screen, session.interrupts)
+        result, interrupted = show_stream(decoder, text, params, None if as_json else screen, tools.interrupts)
         screen.restrictions(result.stats)
         if as_json:
             screen.text(_as_json(result))
@@ -85,11 +86,11 @@ def generate(
 
 
 def show_stream(
-    decoder: Decoder, prompt: str, params: SamplingParams, screen: Screen | None, interrupts: Interrupts
+    source: Decoder | Session, prompt: Prompt, params: SamplingParams, screen: Screen | None, interrupts: Interrupts
 ) -> tuple[GenerationResult, bool]:
     """Generate, showing the text as it comes; the result as far as it got, and whether Ctrl-C ended it."""
     interrupted = False
-    stream = decoder.stream(prompt, params=params)
+    stream = source.stream(prompt, params=params)
     try:
         with stream:
             for chunk in stream:
@@ -107,6 +108,8 @@ def show_stream(
 def _as_json(result: GenerationResult) -> str:
     names = ("text", "token_ids", "prompt_token_ids", "finish_reason")
     values: dict[str, object] = {name: getattr(result, name) for name in names}
+    if result.logprobs is not None:
+        values["logprobs"] = [{"logprob": entry.logprob, "top": entry.top} for entry in result.logprobs]
     return to_json({**values, "stats": result.stats.to_dict()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from ouroboros.commands.process import Interrupts
-from ouroboros.config import MethodOptions, SamplingParams
+from ouroboros.config import GRAMMARS, MethodOptions, SamplingParams
 from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Load",
-    "Session",
-    "check_threads",
+    "Place",
+    "Tools",
     "loading_status",
     "method_settings",
+    "pair_options",
     "place_options",
     "sampling_options",
     "to_json",
@@ -37,6 +39,25 @@ _MOST_THREADS = 1024
 _JSON_ESCAPES = {n: f"\\u{n:04x}" for n in range(0x7F, 0xA0)}  # json leaves these in, and a terminal obeys some
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how the models run.
+
+    Raises:
+        InputError: a number of threads that no machine has.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    backend: str = "auto"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise InputError(f"--threads must be a whole number from 1 to {_MOST_THREADS}, not {self.threads}")
+
+
 class Load(Protocol):
     """How a command gets its decoder."""
 
@@ -46,9 +67,7 @@ class Load(Protocol):
         draft: str | None,
         method: str,
         options: MethodOptions,
-        dtype: str,
-        device: str,
-        threads: int | None,
+        place: Place,
         pool: str | bool | None,
         pool_read_only: bool,
         /,
@@ -56,7 +75,7 @@ class Load(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Tools:
     """What a command is given beside its options."""
 
     interrupts: Interrupts
@@ -79,6 +98,21 @@ _sampling = _together(
     click.option("--top-p", type=float, default=_DEFAULTS.top_p, show_default=True),
     click.option("--min-p", type=float, default=_DEFAULTS.min_p, show_default=True),
     click.option("--repetition-penalty", type=float, default=_DEFAULTS.repetition_penalty, show_default=True),
+    click.option("--presence-penalty", type=float, default=_DEFAULTS.presence_penalty, show_default=True),
+    click.option("--frequency-penalty", type=float, default=_DEFAULTS.frequency_penalty, show_default=True),
+    click.option("--logit-bias", multiple=True, metavar="ID=X", help="Add X to the logit of the token ID. Repeatable."),
+    click.option("--json-schema", metavar="S", help="The output matches this JSON schema: its text, or @FILE."),
+    click.option("--regex", metavar="R", help="The output matches this regular expression, or that of @FILE."),
+    click.option("--lark", metavar="G", help="The output matches this Lark grammar, or that of @FILE."),
+    click.option(
+        "--guidance-scale",
+        type=float,
+        default=_DEFAULTS.guidance_scale,
+        show_default=True,
+        help="Classifier-free guidance: above 1 stresses the prompt.",
+    ),
+    click.option("--negative-prompt", metavar="P", help="What guidance leads away from."),
+    click.option("--logprobs", type=int, metavar="N", help="Log-probabilities of new tokens and the N likeliest."),
     click.option(
         "--seed", type=int, default=_DEFAULTS.seed, help="Of the draws; by default one is drawn and reported."
     ),
@@ -92,6 +126,11 @@ _SAMPLING = (
     "top_p",
     "min_p",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "guidance_scale",
+    "negative_prompt",
+    "logprobs",
     "seed",
     "stop",
     "ignore_eos",
@@ -99,36 +138,77 @@ _SAMPLING = (
 
 
 def sampling_options(command: _Command) -> _Command:
-    """Options for fields of SamplingParams, with its defaults; the command gets them as ``params``."""
+    """Options for most fields of SamplingParams, with its defaults; the command gets them as ``params``."""
 
     @functools.wraps(command)
     def with_params(*args: Any, **values: Any) -> Any:
-        params = SamplingParams(**{name: values.pop(name) for name in _SAMPLING})
-        return command(*args, params=params, **values)
+        settings = {name: values.pop(name) for name in _SAMPLING}
+        bias, grammar = _logit_bias(values.pop("logit_bias")), _grammar({name: values.pop(name) for name in GRAMMARS})
+        return command(*args, params=SamplingParams(logit_bias=bias, grammar=grammar, **settings), **values)
 
     return _sampling(with_params)
 
 
-# Where and how the models run.
-place_options = _together(
+def _logit_bias(assignments: Sequence[str]) -> tuple[tuple[int, float], ...]:
+    bias = {}
+    for assignment in assignments:
+        token, _, value = assignment.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise InputError(f"--logit-bias must be TOKEN_ID=NUMBER, not {assignment!r}") from None
+    return tuple(bias.items())
+
+
+def _grammar(given: Mapping[str, str | None]) -> dict[str, str] | None:
+    found = {name: text for name, text in given.items() if text is not None}
+    if len(found) > 1:
+        raise InputError(f"only one grammar can be given, not {' and '.join('--' + name for name in found)}")
+    for name, text in found.items():
+        if text.startswith("@"):
+            try:
+                found[name] = Path(text[1:]).read_text(encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"cannot read grammar file {text[1:]!r}: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise InputError(f"grammar file {text[1:]!r} must be UTF-8 text") from None
+    return found or None
+
+
+pair_options = _together(
+    click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]"),
+    click.option("--draft", metavar="D", help="Draft model: a directory or hub id."),
+)
+
+_place = _together(
     click.option("--dtype", default="auto", show_default=True, help="Type of the weights."),
     click.option("--device", default="auto", show_default=True, help="Where the models run, as torch names it."),
     click.option("--threads", type=int, metavar="N", help="CPU threads of a forward."),
+    click.option(
+        "--backend",
+        type=click.Choice(["auto", "native", "transformers"]),
+        default="auto",
+        show_default=True,
+        help="Whose decoder runs the models.",
+    ),
+    click.option("--revision", metavar="R", help="Of the target on the hub: a branch, tag or commit."),
 )
+
+
+def place_options(command: _Command) -> _Command:
+    """Where and how the models run; the command gets it as ``place``."""
+
+    @functools.wraps(command)
+    def with_place(*args: Any, **values: Any) -> Any:
+        place = Place(**{field.name: values.pop(field.name) for field in dataclasses.fields(Place)})
+        return command(*args, place=place, **values)
+
+    return _place(with_place)
 
 
 def to_json(values: Mapping[str, object]) -> str:
     """One line that holds one object, and no control character that a terminal would obey."""
     return json.dumps(values, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n"
-
-
-def check_threads(threads: int | None) -> None:
-    """
-    Raises:
-        InputError: a number of threads that no machine has.
-    """
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise InputError(f"--threads must be a whole number from 1 to {_MOST_THREADS}, not {threads}")
 
 
 def loading_status(screen: Screen, *models: str | None) -> contextlib.AbstractContextManager[Any]:

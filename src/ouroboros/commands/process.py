@@ -68,6 +68,10 @@ class Interrupts:
         if self.seen:
             raise KeyboardInterrupt
 
+    def forgive(self) -> None:
+        """The interrupt has been dealt with: it ended an answer, not the program."""
+        self.seen = False
+
     def end_process(self) -> None:
         """After an interrupt, end here: one inside ``exec``, which dataclasses use, makes Python kill itself at its end
         although it was handled, and a second one would find the interpreter half taken down."""

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ouroboros.models.base import CausalModel, ScoreRequest
+from ouroboros.models.base import ScoreRequest
+from ouroboros.models.context import Context
 from ouroboros.tree import TokenTree
 from ouroboros.verify import Verdict
 
@@ -29,21 +30,23 @@ class Drafter(Protocol):
 
 
 class DraftSession:
-    """One request's cache in the draft model.
+    """One request's sequence in the draft model.
 
-    Invariant between steps: the cache holds a prefix of the committed sequence without its last token; what is missing
-    of it is caught up in the next forward, not in one of its own.
+    Invariant between steps: the context holds a prefix of the committed sequence without its last token; what it lacks
+    is caught up in the next forward, not in one of its own.
     """
 
-    def __init__(self, model: CausalModel, prompt: Sequence[int]) -> None:
+    def __init__(self, context: Context, prompt: Sequence[int]) -> None:
         self.forwards = 0
         self.tree = TokenTree(prompt[-1])
-        self._model = model
-        self._slot = model.open()
+        self._context = context
+        self._model, self._slot = context.model, context.slot
         self._base = len(prompt)  # tokens up to the tree's root, included
         self._catch_up: Sequence[int] = ()
         if self.fits(len(prompt)):
-            model.prefill(self._slot, prompt[:-1])
+            context.prefill(prompt)
+        else:
+            context.follow(prompt)
 
     @property
     def scored(self) -> int:
@@ -56,9 +59,10 @@ class DraftSession:
 
     def begin(self, sequence: Sequence[int]) -> TokenTree:
         """Keeps the cached rows that agree with ``sequence`` and starts a new tree at its last token."""
-        path = self.tree.walk(sequence[self._base : -1])
-        self._slot.commit([node for node in path if node < self._slot.pending])
-        self._catch_up = sequence[self._slot.length : -1]
+        if self._context.shared(sequence) >= self._base:  # else the last proposal hung below tokens that were not taken
+            path = self.tree.walk(sequence[self._base : -1])
+            self._context.commit([node for node in path if node < self._slot.pending], sequence)
+        self._catch_up = self._context.follow(sequence)
         self._base = len(sequence)
         self.tree = TokenTree(sequence[-1])
         return self.tree

@@ -12,6 +12,8 @@ from ouroboros.config import (
     OuroborosOptions,
     PromptLookupOptions,
     SpeculativeOptions,
+    SuffixDecodingOptions,
+    TokenRecyclingOptions,
 )
 from ouroboros.drafting.autoregressive import AutoregressiveDrafter
 from ouroboros.drafting.base import Drafter, DraftSession
@@ -20,19 +22,21 @@ from ouroboros.drafting.lookahead import LookaheadDrafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
 from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
 from ouroboros.drafting.speculative import SpeculativeDrafter
-from ouroboros.models.base import CausalModel
+from ouroboros.drafting.suffix_decoding import SuffixDecodingDrafter
+from ouroboros.drafting.token_recycling import TokenRecyclingDrafter
+from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 
 __all__ = ["NEEDS_DRAFT", "USES_POOL", "build_drafter"]
 
 NEEDS_DRAFT = frozenset({"speculative", "ouroboros"})
-USES_POOL = frozenset({"lookahead", "ouroboros"})
+USES_POOL = frozenset({"lookahead", "ouroboros"})  # and saves it; other methods' memory lives as long as the decoder
 
 
 def build_drafter(
     options: MethodOptions,
-    draft: CausalModel | None,
+    draft: Context | None,
     sampler: Sampler,
     pool: PhrasePool,
     prompt: Sequence[int],
@@ -40,7 +44,7 @@ def build_drafter(
     max_positions: int,
     trees: bool = True,
 ) -> Drafter:
-    """The drafter that ``options`` ask for; a draft model is prefilled with the prompt here.
+    """The drafter that ``options`` ask for; the draft model's context follows the prompt from here on.
 
     ``max_positions``, ``trees``: of the target.
     """
@@ -54,6 +58,10 @@ def build_drafter(
             return AutoregressiveDrafter()
         case PromptLookupOptions():
             return PromptLookupDrafter(options, len(prompt))
+        case SuffixDecodingOptions():
+            return SuffixDecodingDrafter(options, pool.outputs, prompt)
+        case TokenRecyclingOptions():
+            return TokenRecyclingDrafter(options, pool.successors)
         case LookaheadOptions():
             return LookaheadDrafter(options, pool, prompt, max_positions)
     assert draft is not None, "checked when the pair was loaded"
@@ -61,7 +69,7 @@ def build_drafter(
     if isinstance(options, SpeculativeOptions):
         return SpeculativeDrafter(options, session, sampler, stop_ids)
     assert isinstance(options, OuroborosOptions)
-    if not draft.info.trees:  # it drafts its own chain; branches come below it, from the pool and from second choices
+    if not draft.model.info.trees:  # it drafts its own chain; branches hang below it: phrases and second choices
         options = replace(options, side_branches=0, phrase_drafting=False)
     own_pool = pool if options.reuse else PhrasePool()
     return OuroborosDrafter(options, session, sampler, own_pool, prompt, stop_ids)

@@ -56,5 +56,6 @@ class ForcedDrafter:
                 tokens=verdict.tokens[count:],
                 origins=verdict.origins[count:],
                 predictions=verdict.predictions[count:],
+                logits_NV=verdict.logits_NV[count:],
             )
         )

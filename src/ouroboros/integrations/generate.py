@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ouroboros.config import MethodOptions, SamplingParams, options_for
@@ -24,6 +25,8 @@ from ouroboros.decoder import decode
 from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
 from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel
+from ouroboros.models.context import Context
+from ouroboros.models.guided import GuidedModel
 from ouroboros.models.transformers import wrap_module
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
@@ -105,6 +108,7 @@ class CustomGenerate:
                 self._decode(
                     model,
                     draft_model,
+                    number,
                     row,
                     padding,
                     logits_processor or LogitsProcessorList(),
@@ -123,6 +127,7 @@ class CustomGenerate:
         self,
         model: transformers.PreTrainedModel,
         draft_model: transformers.PreTrainedModel | None,
+        number: int,
         row: Tensor,
         padding: int,
         processors: LogitsProcessorList,
@@ -132,11 +137,12 @@ class CustomGenerate:
         pool: PhrasePool,
         streamer: Any,
     ) -> _Row:
-        target = self._adapter(model)
-        draft = None if draft_model is None else self._adapter(draft_model)
         prompt = row[padding:].tolist()
         if not prompt:
             raise InputError("a row of input_ids holds no token; it must have at least one")
+        guidance, processors = _guidance(processors, number, prompt)
+        target = Context(_guided(self._adapter(model), prompt, guidance))
+        draft = None if draft_model is None else Context(_guided(self._adapter(draft_model), prompt, guidance))
         seed = int(torch.randint(2**62, ())) if config.do_sample else 0
         # transformers has put its warpers among the processors, in its own order: what is left to us is the draw.
         params = SamplingParams(
@@ -144,10 +150,10 @@ class CustomGenerate:
             temperature=1.0 if config.do_sample else 0.0,
             processors=tuple(_Padded(processor, row[:padding]) for processor in processors),
         )
-        info = target.info
+        info = target.model.info
         sampler = Sampler(params, seed, info.vocab_size, len(prompt))
         recorder = StatsRecorder(method[0], info.backend, info.dtype, info.device, seed, len(prompt))
-        recorder.trees, recorder.draft_trees = info.trees, draft is None or draft.info.trees
+        recorder.trees, recorder.draft_trees = info.trees, draft is None or draft.model.info.trees
         eos = config.eos_token_id
         stop_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
@@ -199,6 +205,35 @@ class CustomGenerate:
 
 
 custom_generate = CustomGenerate()
+
+
+@dataclass(frozen=True, slots=True)
+class _Guidance:
+    scale: float
+    negative: list[int]
+
+
+def _guidance(
+    processors: LogitsProcessorList, number: int, prompt: Sequence[int]
+) -> tuple[_Guidance | None, LogitsProcessorList]:
+    """transformers' guidance is a processor that runs the model and remembers its calls: we decode its two contexts."""
+    places = [i for i, p in enumerate(processors) if isinstance(p, UnbatchedClassifierFreeGuidanceLogitsProcessor)]
+    if not places:
+        return None, processors
+    if places != [0]:
+        raise InputError("guidance_scale must come before all other processors, as transformers puts it")
+    found = processors[0]
+    ids, mask = found.unconditional_context["input_ids"], found.unconditional_context["attention_mask"]
+    negative = list(prompt[-1:])
+    if ids is not None:
+        row = ids[number if len(ids) > 1 else 0]
+        kept = row if mask is None else row[mask[number if len(mask) > 1 else 0].bool()]
+        negative = kept.tolist() or negative
+    return _Guidance(float(found.guidance_scale), negative), LogitsProcessorList(processors[1:])
+
+
+def _guided(model: CausalModel, prompt: Sequence[int], guidance: _Guidance | None) -> CausalModel:
+    return model if guidance is None else GuidedModel(model, guidance.scale, prompt, guidance.negative)
 
 
 class _Padded:

@@ -5,6 +5,7 @@ It names no family: families.py turns each family's config.json into one of thes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -103,3 +104,6 @@ class DecoderConfig:
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
         return shapes
+
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes().values())

@@ -25,7 +25,7 @@ from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.rotary import rotary_frequencies, rotate
 from ouroboros.tree import TokenTree
 
-__all__ = ["LlamaModel", "WeightSource"]
+__all__ = ["LlamaModel", "WeightSource", "check_tensors"]
 
 PREFILL_CHUNK = 512
 
@@ -66,7 +66,7 @@ class LlamaModel:
 
     Args:
         config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
-        eos_token_ids: kept for the decoder. dtype, device: where and how to compute.
+        eos_token_ids, grown: kept for ``info``. dtype, device: where and how to compute.
 
     Raises:
         LoadError: a tensor is missing or has the wrong shape.
@@ -79,8 +79,9 @@ class LlamaModel:
         eos_token_ids: frozenset[int],
         dtype: torch.dtype,
         device: torch.device,
+        grown: str | None = None,
     ) -> None:
-        _check(config, weights)
+        check_tensors(config, weights)
         self.config = config
         self._dtype, self._device = dtype, device
         self._parameters = 0
@@ -131,6 +132,7 @@ class LlamaModel:
             parameters=self._parameters,
             dtype=str(dtype).removeprefix("torch."),
             device=str(device),
+            grown=grown,
         )
 
     def open(self) -> KVCache:
@@ -251,7 +253,10 @@ def _rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     return scaled.to(x_NE.dtype) * weight_E
 
 
-def _check(config: DecoderConfig, weights: WeightSource) -> None:
+def check_tensors(config: DecoderConfig, weights: WeightSource) -> None:
+    """Raises:
+    LoadError: a tensor of the config is missing or has the wrong shape.
+    """
     shapes = config.shapes()
     missing = [name for name in shapes if weights.shape(name) is None]
     if missing:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,23 +19,51 @@ from torch import Tensor
 from ouroboros.errors import InputError, LoadError
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.families import parse_config
-from ouroboros.models.llama import LlamaModel
+from ouroboros.models.llama import LlamaModel, WeightSource
 from ouroboros.models.memory import available_memory, check_memory
 
 __all__ = [
     "DTYPES",
+    "GROWN",
+    "Checkpoint",
+    "Tensors",
+    "build",
     "load_directory",
     "load_module",
     "parse_config",
     "pick_device",
     "pick_dtype",
+    "read_directory",
     "resolve",
     "stored_dtype",
 ]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 SMALL = 64_000_000  # parameters: below this a CPU loses nothing by computing in float32, and rounds less
+GROWN = "ouroboros_grown"  # the field of config.json by which a grown checkpoint says so
 OTHERS = ["original/*", "consolidated*"]  # the same weights again, in their makers' own layout
+
+
+class Tensors(WeightSource, Protocol):
+    """Stored tensors of a checkpoint."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings."""
+
+    def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether a model of this dtype and device takes no memory for the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was read: ``raw``: config.json, which ``config`` is made of; ``grown``: see base.ModelInfo."""
+
+    raw: Mapping[str, object]
+    config: DecoderConfig
+    eos_token_ids: frozenset[int]
+    weights: Tensors
+    grown: str | None = None
 
 
 def resolve(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -123,13 +153,26 @@ def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device) -
         LoadError: config or tensors are missing, damaged or of wrong shapes, or the weights do not fit into memory.
         InputError: unknown dtype.
     """
+    checkpoint = read_directory(path)
+    try:
+        return build(checkpoint, checkpoint.weights, dtype, device)
+    except LoadError as error:
+        raise type(error)(f"cannot load {str(path)!r}: {error}") from error
+
+
+def read_directory(path: Path) -> Checkpoint:
+    """Opens a checkpoint in Hugging Face layout; no tensor is read yet.
+
+    Raises:
+        UnsupportedArchitecture: the native decoder does not compute this model. LoadError: missing or damaged files.
+    """
     try:
         raw = _read_json(path / "config.json")
         if raw is None:
             raise LoadError("it holds no config.json")
         config = parse_config(raw)  # before the weights, which another architecture may keep in other files
         eos = _end_tokens(raw, _read_json(path / "generation_config.json") or {})
-        return _build(config, eos, _Files(path), dtype, device)
+        return Checkpoint(raw, config, eos, _Files(path), _grown(raw))
     except LoadError as error:
         raise type(error)(f"cannot load {str(path)!r}: {error}") from error
 
@@ -151,23 +194,28 @@ def load_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) 
     place = next(module.parameters()).device if device == "auto" else pick_device(device)
     kind = next(module.parameters()).dtype if dtype == "auto" else dtype
     try:
-        return _build(parse_config(raw), eos, state, kind, place)
+        return build(Checkpoint(raw, parse_config(raw), eos, state, _grown(raw)), state, kind, place)
     except LoadError as error:
         raise type(error)(f"cannot use the loaded {type(module).__name__}: {error}") from error
 
 
-def _build(
-    config: DecoderConfig,
-    eos_token_ids: frozenset[int],
-    weights: _Files | _State,
-    dtype: str | torch.dtype,
-    device: torch.device,
-) -> LlamaModel:
+def build(checkpoint: Checkpoint, weights: Tensors, dtype: str | torch.dtype, device: torch.device) -> LlamaModel:
+    """The model of a checkpoint's config and these tensors, after a look at the memory that it needs.
+
+    Raises:
+        LoadError: a tensor is missing or has the wrong shape, or they do not fit. InputError: unknown dtype.
+    """
+    config = checkpoint.config
     sizes = {name: math.prod(shape) for name, shape in config.shapes().items() if weights.shape(name) == shape}
     kind = pick_dtype(dtype, weights.dtype, sum(sizes.values()), device)
     new = sum(size for name, size in sizes.items() if not weights.shares(name, kind, device))
     check_memory(new * kind.itemsize, available_memory(device), device, kind)
-    return LlamaModel(config, weights, eos_token_ids, kind, device)
+    return LlamaModel(config, weights, checkpoint.eos_token_ids, kind, device, checkpoint.grown)
+
+
+def _grown(raw: Mapping[str, object]) -> str | None:
+    grown = raw.get(GROWN)
+    return None if grown is None else str(grown)
 
 
 def _read_json(path: Path) -> dict[str, object] | None:

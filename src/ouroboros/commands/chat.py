@@ -1,0 +1,175 @@
+"""``ouroboros chat``: a conversation in the terminal, streamed; every turn goes on in the caches of the last."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ouroboros.commands.generate import show_stream
+from ouroboros.commands.options import (
+    Place,
+    Tools,
+    loading_status,
+    method_settings,
+    pair_options,
+    place_options,
+    sampling_options,
+)
+from ouroboros.config import METHODS, SamplingParams, options_from_strings
+from ouroboros.errors import InputError
+
+if TYPE_CHECKING:
+    from ouroboros._render import Screen
+    from ouroboros.generate import Decoder, Session
+
+__all__ = ["chat"]
+
+_NEW_TOKENS = 1024  # where the user asks for no number: an answer ends by itself
+_HELP = "/clear begins anew, /undo takes back the last turn, /exit ends (as Ctrl-D does); Ctrl-C stops an answer"
+
+
+@click.command(short_help="Talk with a model.")
+@pair_options
+@click.option("--system", metavar="TEXT", help="A system message to begin with.")
+@click.option("--chat-template", metavar="F", help="A Jinja file in place of the tokenizer's own chat template.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="ouroboros", show_default=True)
+@sampling_options
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the method. Repeatable.")
+@place_options
+@click.option("--pool", metavar="FILE", help="Phrase pool: read it if it exists, and save it at the end.")
+@click.option("--quiet", is_flag=True, help="No figures behind each answer.")
+@click.pass_context
+def chat(
+    context: click.Context,
+    target: str | None,
+    draft: str | None,
+    system: str | None,
+    chat_template: str | None,
+    method: str,
+    params: SamplingParams,
+    assignments: tuple[str, ...],
+    place: Place,
+    pool: str | None,
+    quiet: bool,
+) -> None:
+    """Talk with a model: a line is a message; a line that ends in a backslash goes on in the next.
+
+    Within the conversation: /clear, /undo, /exit, /help. Ctrl-C stops an answer and keeps what was said.
+    """
+    from ouroboros._render import Screen
+
+    tools: Tools = context.obj
+    options = options_from_strings(method, method_settings(assignments))
+    if params.logprobs is not None:
+        raise InputError("--logprobs is for generate --json: a conversation has no place for them")
+    if context.get_parameter_source("max_new_tokens") is not click.core.ParameterSource.COMMANDLINE:
+        params = replace(params, max_new_tokens=_NEW_TOKENS)
+    template = None if chat_template is None else _read_template(chat_template)
+    screen = Screen()
+    with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
+        decoder = tools.load(target, draft, method, options, place, pool, False)
+    with contextlib.closing(decoder):
+        _check_template(decoder, template)
+        opening = [] if system is None else [{"role": "system", "content": system}]
+        _Conversation(decoder, tools, screen, params, opening, quiet).run()
+
+
+class _Conversation:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tools: Tools,
+        screen: Screen,
+        params: SamplingParams,
+        opening: list[dict[str, str]],
+        quiet: bool,
+    ) -> None:
+        self._session: Session = decoder.session()
+        self._tools, self._screen, self._params, self._quiet = tools, screen, params, quiet
+        self._opening = opening
+        self._messages = list(opening)
+
+    def run(self) -> None:
+        self._screen.note(_HELP)
+        if not self._quiet:
+            self._screen.legend()
+        for line in _lines(self._screen):
+            match line.strip():
+                case "":
+                    continue
+                case "/exit" | "/quit":
+                    return
+                case "/help":
+                    self._screen.note(_HELP)
+                case "/clear":
+                    self._messages = list(self._opening)
+                case "/undo":
+                    del self._messages[max(len(self._opening), len(self._messages) - 2) :]
+                case command if command.startswith("/"):
+                    self._screen.warn(f"no such command: {command!r} ({_HELP})")
+                case _:
+                    self._turn(line)
+
+    def _turn(self, line: str) -> None:
+        asked = [*self._messages, {"role": "user", "content": line}]
+        try:
+            result, interrupted = show_stream(self._session, asked, self._params, self._screen, self._tools.interrupts)
+        except InputError as error:  # the conversation has become too long, say
+            self._screen.warn(str(error))
+            return
+        if interrupted:
+            self._tools.interrupts.forgive()
+        self._messages = [*asked, {"role": "assistant", "content": result.text or ""}]
+        self._screen.text("\n")
+        if not self._quiet:
+            self._screen.figures(result.stats, " (stopped)" if interrupted else "")
+
+
+def _lines(screen: Screen) -> Iterator[str]:
+    """The user's messages, until the input ends."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives ``input`` its line editing and its history
+    while True:
+        parts: list[str] = []
+        while True:
+            try:
+                parts.append(input("" if not sys.stdin.isatty() else "... " if parts else ">>> "))
+            except EOFError:
+                if parts:
+                    yield "\n".join(parts)
+                elif sys.stdin.isatty():
+                    screen.text("\n")
+                return
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"standard input must be UTF-8 text, not with the byte {error.object[error.start]:#04x}"
+                ) from None
+            if not parts[-1].endswith("\\"):
+                break
+            parts[-1] = parts[-1][:-1]
+        yield "\n".join(parts)
+
+
+def _read_template(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read chat template {name!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"chat template {name!r} must be UTF-8 text") from None
+
+
+def _check_template(decoder: Decoder, template: str | None) -> None:
+    words = decoder.tokenizer
+    if words is None:
+        raise InputError("chat needs a tokenizer, and this model has none")
+    if template is not None:
+        words.hf.chat_template = template
+    if not words.has_chat_template:
+        raise InputError("this model's tokenizer has no chat template: give one with --chat-template FILE")

@@ -1,0 +1,68 @@
+"""Token Recycling (Luo et al. 2024): for every token the k likeliest successors that the target last gave behind it,
+whatever the context; they are laid out as a tree of fixed shape and renewed from every row of every forward. No draft
+model.
+
+The shape is grown once from the chances of the ranks, in place of the paper's measured template.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+from collections.abc import Sequence
+
+from ouroboros.config import TokenRecyclingOptions
+from ouroboros.tree import Origin, TokenTree
+from ouroboros.verify import Verdict
+
+__all__ = ["Successors", "TokenRecyclingDrafter"]
+
+Successors = dict[int, tuple[int, ...]]  # token → its likeliest successors, best first
+# How often the target's token is the successor of this rank: the embedded pair on 24 HumanEval prompts of 64 new tokens,
+# the mean of greedy, temperature 0.8 and temperature 1.
+RANKS = (0.43, 0.10, 0.05, 0.03, 0.025, 0.02, 0.018, 0.014)
+
+
+@functools.cache
+def template(nodes: int, width: int) -> tuple[tuple[int, int], ...]:
+    """(parent, rank) of each node below the root, parents first: the ``nodes`` likeliest, if ranks are independent."""
+    shape: list[tuple[int, int]] = []
+    heap = [(-chance, 0, rank) for rank, chance in enumerate(RANKS[:width])]
+    heapq.heapify(heap)
+    while len(shape) < nodes:
+        minus, parent, rank = heapq.heappop(heap)
+        shape.append((parent, rank))
+        for below, chance in enumerate(RANKS[:width]):
+            heapq.heappush(heap, (minus * chance, len(shape), below))
+    return tuple(shape)
+
+
+class TokenRecyclingDrafter:
+    """See base.Drafter. ``successors`` are read and renewed."""
+
+    draft_forwards = 0
+
+    def __init__(self, options: TokenRecyclingOptions, successors: Successors) -> None:
+        self._options = options
+        self._successors = successors
+
+    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+        tree = TokenTree(sequence[-1])
+        nodes: list[int | None] = [0]  # the template's nodes in our tree; None where there is no such successor
+        for parent, rank in template(self._options.tree_tokens, self._options.successors):
+            above = nodes[parent]
+            node = None
+            if above is not None and tree.depths[above] < room:
+                known = self._successors.get(tree.tokens[above], ())
+                if rank < len(known):
+                    node = tree.add(above, known[rank], Origin.RECYCLED)
+            nodes.append(node)
+        return tree
+
+    def observe(self, verdict: Verdict) -> None:
+        count = min(self._options.successors, verdict.logits_NV.shape[-1])
+        top: list[list[int]] = verdict.logits_NV.topk(count, dim=-1).indices.tolist()
+        accepted = set(verdict.path)
+        rows = [node for node in range(len(top)) if node not in accepted]
+        for node in [*rows, *verdict.path]:  # where a token occurs twice, what was accepted counts
+            self._successors[verdict.tree.tokens[node]] = tuple(top[node])

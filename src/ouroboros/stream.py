@@ -1,0 +1,182 @@
+"""One request as its user sees it: the stream of chunks, and the result when it has ended.
+
+It turns steps into text and ends where the text stops. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ouroboros.decoder import Step
+from ouroboros.errors import OuroborosError
+from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.text import TextStream, Tokenizer
+
+__all__ = ["Chunk", "GenerationResult", "Stream", "TokenLogprobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A new token's log-probability under the target model (raw, before any warping, natural logarithm), and the
+    likeliest tokens' (token id, log-probability), best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """A finished request.
+
+    Attributes:
+        text: the new text, without end-of-sequence token and stop string; None where there is no tokenizer.
+        token_ids: the new tokens; a closing end-of-sequence token is among them, and with a stop string they end with
+            the token that completes it. prompt_token_ids: the prompt's tokens.
+        finish_reason: ``stop`` (end-of-sequence or stop string), ``length``, or ``cancelled`` for a closed stream.
+        stats: what happened. logprobs: of each new token, if they were asked for.
+    """
+
+    text: str | None
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: str
+    stats: Stats
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one target forward yielded.
+
+    Attributes:
+        text: whole characters that are certain not to belong to a stop string. token_ids: the step's tokens.
+        sources: each token's origin: ``draft``, ``phrase`` or ``bonus``.
+        pieces: (text, source) of each token; joined they are ``text``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    sources: tuple[str, ...]
+    pieces: tuple[tuple[str, str], ...]
+
+
+class Stream:
+    """One request as it is decoded: iterate over its chunks; ``close`` (or leaving the context) cancels it.
+
+    ``result`` is there once the iteration has ended or the stream is closed.
+    """
+
+    def __init__(
+        self,
+        steps: Iterator[Step],
+        tokenizer: Tokenizer | None,
+        stops: Sequence[str],
+        recorder: StatsRecorder,
+        prompt: Sequence[int],
+        stop_ids: frozenset[int],
+        logprobs: int | None = None,
+    ) -> None:
+        self._text = TextStream(tokenizer, prompt, stops)
+        self._has_text = tokenizer is not None
+        self._recorder = recorder
+        self._prompt = tuple(prompt)
+        self._stop_ids = stop_ids
+        self._logprobs: list[TokenLogprobs] | None = None if logprobs is None else []
+        self._top = logprobs or 0
+        self._token_ids: list[int] = []
+        self._written: list[str] = []
+        self._reason = "cancelled"
+        self._result: GenerationResult | None = None
+        self._chunks = self._run(steps)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops decoding; what was written is kept in ``result``. Does nothing to a stream that has ended."""
+        self._chunks.close()
+        self._finish()
+
+    @property
+    def result(self) -> GenerationResult:
+        """The whole request.
+
+        Raises:
+            OuroborosError: the stream has not ended yet.
+        """
+        if self._result is None:
+            raise OuroborosError("the stream has not ended: iterate to its end or close it before reading its result")
+        return self._result
+
+    def _run(self, steps: Iterator[Step]) -> Generator[Chunk]:
+        for step in steps:
+            chunk, stopped = self._take(step)
+            yield chunk
+            if stopped:
+                self._reason = "stop"
+                break
+        else:
+            self._reason = "length"
+        rest = self._text.finish()  # may complete a stop string that ends in what was held back
+        self._reason = "stop" if self._text.stopped else self._reason
+        if rest:
+            self._written.append(rest)
+            yield Chunk(rest, (), (), ((rest, "bonus"),))
+        self._finish()
+
+    def _take(self, step: Step) -> tuple[Chunk, bool]:
+        """The part of a step up to where the text stops, and whether it stops there."""
+        pieces = []
+        stopped = False
+        for depth, (token, origin) in enumerate(zip(step.tokens, step.origins, strict=True), start=1):
+            self._recorder.emit(origin.label, origin.value, depth)
+            piece = ""
+            if token in self._stop_ids:
+                stopped = True
+            else:
+                piece, stopped = self._text.push(token)
+            pieces.append((piece, origin.label))
+            if stopped:
+                break
+        token_ids = step.tokens[: len(pieces)]
+        text = "".join(piece for piece, _ in pieces)
+        self._token_ids += token_ids
+        if self._logprobs is not None and step.logits_TV is not None:
+            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
+        self._written.append(text)
+        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces)), stopped
+
+    def _finish(self) -> None:
+        if self._result is None:
+            self._result = GenerationResult(
+                text="".join(self._written) if self._has_text else None,
+                token_ids=tuple(self._token_ids),
+                prompt_token_ids=self._prompt,
+                finish_reason=self._reason,
+                stats=self._recorder.freeze(),
+                logprobs=None if self._logprobs is None else tuple(self._logprobs),
+            )
+
+
+def _logprobs(logits_TV: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:
+    logprobs_TV = (logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()).log_softmax(-1)
+    own = logprobs_TV.gather(-1, torch.tensor(token_ids, device=logits_TV.device)[:, None])[:, 0].tolist()
+    top = logprobs_TV.topk(min(count, logprobs_TV.shape[-1]), dim=-1)
+    rows = zip(own, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [TokenLogprobs(value, tuple(zip(ids, values, strict=True))) for value, ids, values in rows]

@@ -1,0 +1,145 @@
+"""``ouroboros chat`` on the embedded pair: turns, commands, caches that go on, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ouroboros
+from ouroboros import Decoder, cli
+from ouroboros.commands.options import Place
+from ouroboros.stats import Stats
+from tests.pairs import EMBEDDED
+
+
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
+    decoder = ouroboros.load(dtype="float32")
+    monkeypatch.setattr(cli, "_load", lambda *args: decoder)
+    return decoder
+
+
+@pytest.fixture
+def stats(monkeypatch: pytest.MonkeyPatch) -> list[Stats]:
+    """Of each turn, as the screen was asked to show them."""
+    seen: list[Stats] = []
+    monkeypatch.setattr("ouroboros._render.Screen.figures", lambda screen, stats, note="": seen.append(stats))
+    return seen
+
+
+def talk(monkeypatch: pytest.MonkeyPatch, text: str | bytes, *args: str) -> int:
+    data = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+    return cli.main(["chat", "--max-new-tokens", "12", *args])
+
+
+def test_turns_go_on_in_the_caches(
+    decoder: Decoder, stats: list[Stats], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(monkeypatch, "def add(a, b):\n\ndef sub(a, b):\n", "--system", "# code") == 0
+    out, err = capsys.readouterr()
+    messages = [{"role": "system", "content": "# code"}, {"role": "user", "content": "def add(a, b):"}]
+    first = decoder.generate(messages, max_new_tokens=12)
+    assert first.text is not None
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "def sub(a, b):"}]
+    second = decoder.generate(messages, max_new_tokens=12)
+    assert out == f"{first.text}\n{second.text}\n"
+    assert err == ""
+    assert [turn.prompt_tokens for turn in stats] == [len(first.prompt_token_ids), len(second.prompt_token_ids)]
+    assert stats[0].cached_tokens == 0
+    assert stats[1].cached_tokens >= len(first.prompt_token_ids)
+
+
+def test_commands_and_lines_that_go_on(
+    decoder: Decoder, stats: list[Stats], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "def add(a):\\\n    x\ndef sub(a):\n/undo\ndef sub(a):\n/clear\n/what\ndef add(a):\\\n    x\n/exit\nnever\n"
+    assert talk(monkeypatch, text) == 0
+    err = capsys.readouterr().err
+    assert "no such command: '/what'" in err
+    sizes = [turn.prompt_tokens for turn in stats]
+    assert len(sizes) == 4
+    assert sizes[1] == sizes[2] > sizes[0] == sizes[3]
+    assert decoder.tokenizer is not None
+    assert sizes[0] == len(decoder.tokenizer.encode("def add(a):\n    x\n"))
+
+
+def test_a_conversation_that_became_too_long_can_go_on(
+    decoder: Decoder, stats: list[Stats], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(monkeypatch, "x = 1; " * 2000 + "\ndef add(a):\n") == 0
+    assert "the target model's context allows at most" in capsys.readouterr().err
+    assert len(stats) == 1
+
+
+def test_templates(decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stats: list[Stats]) -> None:
+    (tmp_path / "template").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    assert talk(monkeypatch, "hello\n", "--chat-template", str(tmp_path / "template")) == 0
+    assert decoder.tokenizer is not None
+    assert stats[0].prompt_tokens == len(decoder.tokenizer.encode("user: hello"))
+
+
+def test_what_cannot_be_talked_with(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert decoder.tokenizer is not None
+    decoder.tokenizer.hf.chat_template = None
+    assert talk(monkeypatch, "hello\n") == 2
+    assert "no chat template: give one with --chat-template FILE" in capsys.readouterr().err
+    decoder.tokenizer = None
+    assert talk(monkeypatch, "hello\n") == 2
+    assert "chat needs a tokenizer" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(monkeypatch, b"a\xffb\n") == 2
+    assert "standard input must be UTF-8 text, not with the byte 0xff" in capsys.readouterr().err
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch, decoder: Decoder) -> None:
+    seen: list[object] = []
+
+    def load(*args: object) -> Decoder:
+        seen.append(args)
+        return decoder
+
+    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert cli.main(["chat"]) == 0
+    assert seen == [(None, None, "ouroboros", decoder.options, Place(), None, False)]
+
+
+def test_ctrl_c_stops_an_answer_and_no_more(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    code = "import sys; from ouroboros.cli import main; sys.exit(main())"
+    args = ["chat", "--target", str(EMBEDDED / "target"), "--draft", str(EMBEDDED / "draft"), "--pool", str(pool)]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *args, "--threads", "1", "--ignore-eos", "--max-new-tokens", "1500"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"def add(a, b):\n")
+        process.stdin.flush()
+        assert process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        out, err = b"", b""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            out, err = process.communicate(b"/exit\n", timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out.endswith(b"\n")
+    assert len(out) < 5000
+    assert pool.exists()
