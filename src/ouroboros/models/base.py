@@ -22,7 +22,7 @@ __all__ = ["CausalModel", "ModelInfo", "ScoreRequest", "Slot"]
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names;
-    ``trees``: False where ``score`` takes chains only."""
+    ``trees``: False where ``score`` takes chains only; ``engine``: what computes, and why nothing faster."""
 
     backend: str
     vocab_size: int
@@ -32,6 +32,7 @@ class ModelInfo:
     dtype: str
     device: str
     trees: bool = True
+    engine: str = ""
 
 
 class Slot(Protocol):

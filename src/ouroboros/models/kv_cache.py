@@ -41,6 +41,11 @@ class KVCache:
     def capacity(self) -> int:
         return self._buffer.shape[3]
 
+    @property
+    def buffer(self) -> Tensor:
+        """For kernels that read and write it themselves; ``reserve`` may replace it."""
+        return self._buffer
+
     def reserve(self, rows: int) -> None:
         """Makes room for ``rows`` more rows behind the pending ones; copies what is there when the buffer grows."""
         used = self._length + self._pending
