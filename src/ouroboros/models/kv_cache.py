@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,16 +16,33 @@ from torch import Tensor
 __all__ = ["KVCache"]
 
 
+class Buffers(Protocol):
+    """Lends buffers of any capacity."""
+
+    def take(self, like: Tensor, capacity: int) -> Tensor: ...
+
+    def give(self, buffer: Tensor) -> None: ...
+
+
 class KVCache:
     """A slot of the native decoder (see base.Slot).
 
     Args:
         shape: (layers, kv_heads, head_size). step: rows by which the buffer grows at least.
+        buffers: lends buffers, and gets them back; None: they are made and let go.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, step: int = 256) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        step: int = 256,
+        buffers: Buffers | None = None,
+    ) -> None:
         layers, kv_heads, head_size = shape
         self._step = step
+        self._buffers = buffers
         self._length = 0
         self._pending = 0
         self._buffer = torch.empty((layers, 2, kv_heads, 0, head_size), dtype=dtype, device=device)
@@ -53,9 +71,18 @@ class KVCache:
             # A quarter more than is there keeps the copies few for long texts, a step for short ones.
             capacity = max(used + rows, self.capacity + self.capacity // 4)
             capacity = -(-capacity // self._step) * self._step
-            grown = self._buffer.new_empty((*self._buffer.shape[:3], capacity, self._buffer.shape[4]))
-            grown[:, :, :, :used] = self._buffer[:, :, :, :used]
-            self._buffer = grown
+            old = self._buffer
+            if self._buffers is None:
+                self._buffer = old.new_empty((*old.shape[:3], capacity, old.shape[4]))
+            else:
+                self._buffer = self._buffers.take(old, capacity)
+            self._buffer[:, :, :, :used] = old[:, :, :, :used]
+            if self._buffers is not None:
+                self._buffers.give(old)
+
+    def __del__(self) -> None:
+        if self._buffers is not None:
+            self._buffers.give(self._buffer)
 
     def write(self, layer: int, keys_HND: Tensor, values_HND: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """Puts N rows of one layer behind the pending ones. Returns that layer's keys and values from row ``first`` on,

@@ -22,6 +22,7 @@ from ouroboros.models.kernels.decoder import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
+from ouroboros.models.static import BufferPool, StaticDecoder
 from ouroboros.models.weights import Reader, WeightSource
 
 __all__ = ["Decoder", "LlamaModel", "WeightSource"]
@@ -42,7 +43,8 @@ class LlamaModel:
     Args:
         config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
         eos_token_ids: kept for the decoder. dtype, device: where and how to compute.
-        engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py).
+        engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py);
+            ``static``: these in fixed shapes, on CUDA as graphs (static.py).
         int8: weights as 8-bit numbers with a scale for each output. Needs the kernels, and bfloat16 as ``dtype``.
 
     Raises:
@@ -64,6 +66,7 @@ class LlamaModel:
         self.config = config
         self._dtype, self._device = dtype, device
         self._decoder, computes = _decoder(reader, engine, int8)
+        self._buffers = BufferPool()
         self.info = ModelInfo(
             backend="native",
             vocab_size=config.vocab_size,
@@ -77,6 +80,8 @@ class LlamaModel:
 
     def open(self) -> KVCache:
         shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
+        if isinstance(self._decoder, StaticDecoder):
+            return KVCache(shape, self._dtype, self._device, step=1024, buffers=self._buffers)
         return KVCache(shape, self._dtype, self._device)
 
     @torch.inference_mode()
@@ -102,8 +107,11 @@ class LlamaModel:
 
 def _decoder(reader: Reader, engine: str, int8: bool) -> tuple[Decoder, str]:
     """What computes, and what it calls itself."""
-    if engine not in ("auto", "kernels", "packed", "plain"):
-        raise InputError(f"engine must be auto, kernels, packed or plain, not {engine!r}")
+    if engine not in ("auto", "kernels", "packed", "plain", "static"):
+        raise InputError(f"engine must be auto, kernels, packed, plain or static, not {engine!r}")
+    graphs = reader.device.type == "cuda"
+    if engine == "static" or (engine == "auto" and graphs):
+        return StaticDecoder(reader, graphs), "static, CUDA graphs" if graphs else "static"
     weights = "int8" if int8 else str(reader.dtype).removeprefix("torch.")
     reason = "not asked for"
     if engine in ("auto", "kernels"):

@@ -21,7 +21,7 @@ from ouroboros.models.linear import Linear, linear
 from ouroboros.models.rotary import rotary_frequencies, rotate
 from ouroboros.models.weights import LayerWeights, Reader
 
-__all__ = ["OperatorDecoder"]
+__all__ = ["OperatorDecoder", "rms_norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +43,16 @@ class OperatorDecoder:
     def __init__(self, reader: Reader, packed: bool) -> None:
         config = self._config = reader.config
         self._dtype, self._device = reader.dtype, reader.device
-        self._embedding = reader.embedding()
-        self._layers = [self._layer(i, reader.layer(i), packed) for i in range(config.num_hidden_layers)]
-        self._windows = {layer.window for layer in self._layers}
+        self.embedding = reader.embedding()
+        self.layers = [self._layer(i, reader.layer(i), packed) for i in range(config.num_hidden_layers)]
+        self.windows = {layer.window for layer in self.layers}
         self._norm = reader.norm()
         tied = config.tie_word_embeddings  # then there is one matrix, which cannot be packed
-        self._head = linear(self._embedding if tied else reader.head(), None, packed and not tied)
+        self._head = linear(self.embedding if tied else reader.head(), None, packed and not tied)
         self._inverse, self._rope_factor = rotary_frequencies(
             config.head_dim, config.rope, config.max_position_embeddings
         )
-        self._cos, self._sin = self._rotary_tables(0)
+        self.tables = self._rotary_tables(0)
 
     def _layer(self, index: int, tensors: LayerWeights, packed: bool) -> _Layer:
         config = self._config
@@ -78,7 +78,11 @@ class OperatorDecoder:
             return x_NE.new_empty((0, self._config.vocab_size))
         if list(wanted) != list(range(x_NE.shape[0])):
             x_NE = x_NE[torch.tensor(wanted, dtype=torch.long, device=self._device)]
-        logits_NV = self._head(_rms_norm(x_NE, self._norm, self._config.rms_norm_eps))
+        return self.logits(x_NE)
+
+    def logits(self, x_NE: Tensor) -> Tensor:
+        """[N, V] of final hidden states."""
+        logits_NV = self._head(rms_norm(x_NE, self._norm, self._config.rms_norm_eps))
         if self._config.logits_divisor != 1:
             logits_NV /= self._config.logits_divisor
         return logits_NV
@@ -95,15 +99,15 @@ class OperatorDecoder:
         cos_ND, sin_ND = self._rotary(positions)
         tokens = torch.tensor([t for b in blocks for t in b.tokens], device=self._device)
         # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
-        x_NE = self._embedding[tokens.clamp_(max=config.vocab_size - 1)]
+        x_NE = self.embedding[tokens.clamp_(max=config.vocab_size - 1)]
         if config.embedding_multiplier != 1:
             x_NE = x_NE * config.embedding_multiplier
-        for i, layer in enumerate(self._layers):
-            qkv_ND = layer.qkv(_rms_norm(x_NE, layer.input_norm, config.rms_norm_eps))
+        for i, layer in enumerate(self.layers):
+            qkv_ND = layer.qkv(rms_norm(x_NE, layer.input_norm, config.rms_norm_eps))
             qkv_HND = qkv_ND.view(len(positions), heads + 2 * kv_heads, config.head_dim).transpose(0, 1)
             qk_HND = qkv_HND[: heads + kv_heads]
             if layer.qk_norm is not None:
-                qk_HND = _rms_norm(qk_HND, layer.qk_norm, config.rms_norm_eps)
+                qk_HND = rms_norm(qk_HND, layer.qk_norm, config.rms_norm_eps)
             if layer.rotary:
                 qk_HND = rotate(qk_HND, cos_ND, sin_ND)
             parts = []
@@ -120,21 +124,26 @@ class OperatorDecoder:
                 parts.append(attend(q, keys, values, mask, config.attention_scale))
             added_NE = layer.out(parts[0] if len(parts) == 1 else torch.cat(parts))
             x_NE = torch.add(x_NE, added_NE, alpha=config.residual_multiplier)
-            gate, up = layer.gate_up(_rms_norm(x_NE, layer.post_norm, config.rms_norm_eps)).chunk(2, -1)
+            gate, up = layer.gate_up(rms_norm(x_NE, layer.post_norm, config.rms_norm_eps)).chunk(2, -1)
             x_NE = torch.add(x_NE, layer.down(F.silu(gate) * up), alpha=config.residual_multiplier)
         for block in blocks:
             block.advance()
         return x_NE
 
     def _views(self, block: Block) -> dict[int | None, View]:
-        views = visible_rows(block.cache.length, len(block.catch_up), block.tree, block.pending, self._windows)
+        views = visible_rows(block.cache.length, len(block.catch_up), block.tree, block.pending, self.windows)
         return {w: View(first, None if mask is None else mask.to(self._device)) for w, (first, mask) in views.items()}
 
     def _rotary(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        if max(positions) >= self._cos.shape[0]:
-            self._cos, self._sin = self._rotary_tables(2 * max(positions) + 256)
+        self.grow_tables(max(positions) + 1)
         index = torch.tensor(positions, device=self._device)
-        return self._cos[index], self._sin[index]
+        cos, sin = self.tables
+        return cos[index], sin[index]
+
+    def grow_tables(self, size: int) -> None:
+        """Makes the rotary tables hold positions below ``size``."""
+        if size > self.tables[0].shape[0]:
+            self.tables = self._rotary_tables(2 * size + 254)
 
     def _rotary_tables(self, size: int) -> tuple[Tensor, Tensor]:
         # Angles in fp32 whatever the dtype: so were they when the checkpoint was trained.
@@ -144,7 +153,7 @@ class OperatorDecoder:
         return cos.to(self._device, self._dtype), sin.to(self._device, self._dtype)
 
 
-def _rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Zhang & Sennrich 2019; the mean is taken in fp32 at least."""
     wide = x_NE if x_NE.dtype in (torch.float32, torch.float64) else x_NE.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)

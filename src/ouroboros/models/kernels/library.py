@@ -98,7 +98,9 @@ def compile_kernels(compiler: str, file: Path) -> None:
     source = next(path for path in SOURCES if path.suffix == ".cpp")
     # The threads are those of PyTorch: where its wheel brings an OpenMP library under another name, link that one.
     root = Path(torch.__file__).parent
-    openmp = [str(path) for folder in (root / "lib", root.parent / "torch.libs") for path in folder.glob("libgomp*.so*")]
+    openmp = [
+        str(path) for folder in (root / "lib", root.parent / "torch.libs") for path in folder.glob("libgomp*.so*")
+    ]
     number, temporary = tempfile.mkstemp(dir=file.parent, suffix=".so")
     os.close(number)
     try:
