@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.models.config import DecoderConfig
-from ouroboros.models.llama import WeightSource, check_tensors
+from ouroboros.models.weights import WeightSource, check_tensors
 
 __all__ = ["GrownWeights", "constant_of", "copies_of", "is_power_of_4", "spread_of"]
 

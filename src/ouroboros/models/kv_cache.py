@@ -7,6 +7,7 @@ nodes of a tree in their order. Invariant: nobody else writes to the buffer; ``r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,16 +17,33 @@ from ouroboros.models.rows import grown, keep
 __all__ = ["KVCache"]
 
 
+class Buffers(Protocol):
+    """Lends buffers of any capacity."""
+
+    def take(self, like: Tensor, capacity: int) -> Tensor: ...
+
+    def give(self, buffer: Tensor) -> None: ...
+
+
 class KVCache:
     """A slot of the native decoder (see base.Slot).
 
     Args:
         shape: (layers, kv_heads, head_size). step: rows by which the buffer grows at least.
+        buffers: lends buffers, and gets them back; None: they are made and let go.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, step: int = 256) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        step: int = 256,
+        buffers: Buffers | None = None,
+    ) -> None:
         layers, kv_heads, head_size = shape
         self._step = step
+        self._buffers = buffers
         self._length = 0
         self._pending = 0
         self._buffer = torch.empty((layers, 2, kv_heads, 0, head_size), dtype=dtype, device=device)
@@ -42,10 +60,23 @@ class KVCache:
     def capacity(self) -> int:
         return self._buffer.shape[3]
 
+    @property
+    def buffer(self) -> Tensor:
+        """For kernels that read and write it themselves; ``reserve`` may replace it."""
+        return self._buffer
+
     def reserve(self, rows: int) -> None:
         """Makes room for ``rows`` more rows behind the pending ones; copies what is there when the buffer grows."""
         used = self._length + self._pending
-        self._buffer = grown(self._buffer, used, used + rows, self._step)
+        old = self._buffer
+        lend = None if self._buffers is None else self._buffers.take
+        self._buffer = grown(old, used, used + rows, self._step, lend)
+        if self._buffers is not None and self._buffer is not old:
+            self._buffers.give(old)
+
+    def __del__(self) -> None:
+        if self._buffers is not None:
+            self._buffers.give(self._buffer)
 
     def write(self, layer: int, keys_HND: Tensor, values_HND: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """Puts N rows of one layer behind the pending ones. Returns that layer's keys and values from row ``first`` on,

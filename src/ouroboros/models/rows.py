@@ -5,7 +5,7 @@ It knows nothing of layers, slots or trees; which rows count is the caller's kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,14 +14,22 @@ from torch import Tensor
 __all__ = ["grown", "keep"]
 
 
-def grown(buffer: Tensor, used: int, needed: int, step: int) -> Tensor:
-    """``buffer`` if it has ``needed`` rows, else a larger one with a copy of its first ``used`` rows."""
+def grown(
+    buffer: Tensor, used: int, needed: int, step: int, lend: Callable[[Tensor, int], Tensor] | None = None
+) -> Tensor:
+    """``buffer`` if it has ``needed`` rows, else a larger one with a copy of its first ``used`` rows.
+
+    ``lend``: makes a buffer like another one, of a capacity or more.
+    """
     capacity = buffer.shape[-2]
     if needed <= capacity:
         return buffer
     # A quarter more than is there keeps the copies few for long texts, a step for short ones.
     capacity = -(-max(needed, capacity + capacity // 4) // step) * step
-    larger = buffer.new_empty((*buffer.shape[:-2], capacity, buffer.shape[-1]))
+    if lend is None:
+        larger = buffer.new_empty((*buffer.shape[:-2], capacity, buffer.shape[-1]))
+    else:
+        larger = lend(buffer, capacity)
     larger[..., :used, :] = buffer[..., :used, :]
     return larger
 

@@ -1,0 +1,192 @@
+// Softmax attention of new rows over one sequence's cache.
+//
+// What a row sees is a range of cache rows followed by a list of single ones (its path in the tree). Both are in order
+// of position, and everything is summed in that order alone: a node's result has the same bits as the row of a plain
+// text with the same tokens, though the cache holds its path in other places.
+#pragma once
+#include <algorithm>
+
+#include "vectors.h"
+
+// One head's keys or values in a cache: row t begins at data + t * head_size.
+template <class A>
+struct Rows {
+    const typename A::Element* data;
+    int head_size;
+    const typename A::Element* operator[](int t) const { return data + size_t(t) * head_size; }
+};
+
+struct Seen {
+    int begin, end;      // cache rows begin ... end-1
+    const int* path;     // then these
+    int path_length;
+};
+
+constexpr int KEYS = 4 * LANES;  // keys whose scores are computed together
+
+// Words of 64 keys, turned: packed[w * 64 + key]. Keys from `end` on are zeros.
+template <class A>
+static void pack_keys(Rows<A> keys, int begin, int end, int words, uint32_t* packed) {
+    for (int lane = 0; lane < KEYS; lane += LANES)
+        for (int w = 0; w < words; w += LANES) {
+            __m512i rows[LANES];
+            const __mmask16 some = first(words - w);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; ++i) {
+                const int t = begin + lane + i;
+                rows[i] = t < end ? _mm512_maskz_loadu_epi32(some, (const uint32_t*)keys[t] + w) : _mm512_setzero_si512();
+            }
+            transpose16(rows);
+            uint32_t* to = packed + size_t(w) * KEYS + lane;
+            for (int i = 0; i < std::min(LANES, words - w); ++i) _mm512_storeu_si512(to + i * KEYS, rows[i]);
+        }
+}
+
+// Scores of 64 packed keys for ROWS queries: each is one sum over the head in order.
+template <class A, int ROWS>
+static void score_keys(const uint32_t* packed, const uint32_t* const* queries, int words, float scale, float* const* scores) {
+    Vec sum[ROWS][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[r][j] = zero();
+#pragma GCC unroll 1
+    for (int w = 0; w < words; ++w) {
+        const uint32_t* at = packed + size_t(w) * KEYS;
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+            const __m512i x = _mm512_set1_epi32(queries[r][w]);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) sum[r][j] = A::step(sum[r][j], _mm512_load_si512(at + j * LANES), x);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(scores[r] + j * LANES, _mm512_mul_ps(sum[r][j], all(scale)));
+}
+
+// In place: exp(score - largest). Returns their sum.
+static float softmax(float* scores, int count) {
+    Vec top = all(-INFINITY);
+    for (int t = 0; t < count; t += LANES)
+        top = _mm512_mask_max_ps(top, first(count - t), top, _mm512_loadu_ps(scores + t));
+    const Vec largest = all(max16(top));
+    Vec total = zero();
+    for (int t = 0; t < count; t += LANES) {
+        const __mmask16 some = first(count - t);
+        const Vec e = _mm512_maskz_mov_ps(some, exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + t), largest)));
+        _mm512_mask_storeu_ps(scores + t, some, e);
+        total = _mm512_add_ps(total, e);
+    }
+    return sum16(total);
+}
+
+// Adds weight * value row for ROWS queries over cache rows begin ... end-1, for 64 elements of the head (fewer at its
+// end). weights[r][0] belongs to row `begin`.
+template <class A, int ROWS>
+static void add_values(Rows<A> values, int begin, int end, int element, int count, const float* const* weights, float* const* out) {
+    const __mmask16 some[4] = {first(count), first(count - 16), first(count - 32), first(count - 48)};
+    Vec sum[ROWS][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_loadu_ps(out[r] + element + j * LANES);
+#pragma GCC unroll 1
+    for (int t = begin; t < end; ++t) {
+        const typename A::Element* row = values[t] + element;
+        Vec v[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) v[j] = A::load(row + j * LANES, some[j]);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+            const Vec weight = all(weights[r][t - begin]);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_fmadd_ps(weight, v[j], sum[r][j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(out[r] + element + j * LANES, sum[r][j]);
+}
+
+constexpr int MAX_QUERIES = 16;
+
+// Memory that one thread needs for `attend`; `span`: cache rows from the first to the last that the queries see.
+struct AttentionScratch {
+    uint32_t* packed;  // [words][64]
+    float* scores;     // [queries][span_stride(span)]
+    float* out;        // [queries][head size rounded up to 64]
+    static size_t span_stride(int span) { return size_t(span + KEYS - 1) / KEYS * KEYS + LANES; }
+    static size_t out_stride(int head_size) { return size_t(head_size + 63) / 64 * 64; }
+};
+
+// Up to 16 queries that share a key head. queries[i]: its words; seen[i]; result in scratch.out, row i.
+template <class A>
+static void attend(Rows<A> keys, Rows<A> values, const uint32_t* const* queries, const Seen* const* seen, int count, float scale,
+                   const AttentionScratch& scratch) {
+    const int head = keys.head_size, words = head / A::PER_WORD;
+    int begin = seen[0]->begin, end = 0, common = 0;
+    for (int i = 0; i < count; ++i) {
+        begin = std::min(begin, seen[i]->begin);
+        common = std::max(common, seen[i]->end);
+        end = std::max(end, seen[i]->path_length ? seen[i]->path[seen[i]->path_length - 1] + 1 : seen[i]->end);
+    }
+    const size_t stride = AttentionScratch::span_stride(end - begin), out_stride = AttentionScratch::out_stride(head);
+    for (int t = begin; t < end; t += KEYS) {
+        pack_keys<A>(keys, t, end, words, scratch.packed);
+        for (int i = 0; i < count; i += 4) {
+            float* to[4];
+            for (int r = 0; r < 4; ++r) to[r] = scratch.scores + (i + r) * stride + (t - begin);
+            switch (count - i) {
+                case 1: score_keys<A, 1>(scratch.packed, queries + i, words, scale, to); break;
+                case 2: score_keys<A, 2>(scratch.packed, queries + i, words, scale, to); break;
+                case 3: score_keys<A, 3>(scratch.packed, queries + i, words, scale, to); break;
+                default: score_keys<A, 4>(scratch.packed, queries + i, words, scale, to);
+            }
+        }
+    }
+    float sums[MAX_QUERIES];
+    const float* paths[MAX_QUERIES];
+    for (int i = 0; i < count; ++i) {
+        // The path's scores move up to the range's, then both are one list in order of position.
+        float* line = scratch.scores + i * stride;
+        const Seen& s = *seen[i];
+        float* from = line + (s.begin - begin);
+        const int range = s.end - s.begin;
+        for (int j = 0; j < s.path_length; ++j) from[range + j] = line[s.path[j] - begin];
+        sums[i] = softmax(from, range + s.path_length);
+        paths[i] = from + range;
+        std::fill(line, from, 0.f);  // what others see and this row does not
+        if (!s.path_length) std::fill(line + (s.end - begin), line + (common - begin), 0.f);
+        std::fill(scratch.out + i * out_stride, scratch.out + (i + 1) * out_stride, 0.f);
+    }
+    for (int element = 0; element < head; element += 64)
+        for (int i = 0; i < count; i += 4) {
+            const float* from[4];
+            float* to[4];
+            for (int r = 0; r < 4; ++r) {
+                from[r] = scratch.scores + (i + r) * stride;
+                to[r] = scratch.out + (i + r) * out_stride;
+            }
+            const int left = head - element;
+            switch (count - i) {
+                case 1: add_values<A, 1>(values, begin, common, element, left, from, to); break;
+                case 2: add_values<A, 2>(values, begin, common, element, left, from, to); break;
+                case 3: add_values<A, 3>(values, begin, common, element, left, from, to); break;
+                default: add_values<A, 4>(values, begin, common, element, left, from, to);
+            }
+            for (int r = 0; r < std::min(4, count - i); ++r)
+                for (int j = 0; j < seen[i + r]->path_length; ++j) {
+                    const int t = seen[i + r]->path[j];
+                    const float* weight = paths[i + r] + j;
+                    add_values<A, 1>(values, t, t + 1, element, left, &weight, to + r);
+                }
+        }
+    for (int i = 0; i < count; ++i) {
+        float* out = scratch.out + i * out_stride;
+        const Vec inverse = all(1.f / sums[i]);
+        for (int d = 0; d < head; d += LANES) _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), inverse));
+    }
+}

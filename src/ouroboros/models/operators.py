@@ -1,0 +1,160 @@
+"""OperatorDecoder: the forward in PyTorch's operators, for every type and device, and the kernels' slow twin.
+
+Rows of all sequences go through the linear layers together; attention runs sequence by sequence over each cache. Only
+the rows that are asked for pass the final norm and the output matrix.
+
+Tensor names: N rows of this forward, E hidden size, H query heads, K key heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ouroboros.models.attention import View, attend, visible_rows
+from ouroboros.models.block import Block
+from ouroboros.models.linear import Linear, linear
+from ouroboros.models.rotary import rotary_frequencies, rotate
+from ouroboros.models.weights import LayerWeights, Reader
+
+__all__ = ["OperatorDecoder", "rms_norm"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    window: int | None  # positions that its rows see, None for all
+    rotary: bool
+    input_norm: Tensor
+    qkv: Linear
+    qk_norm: Tensor | None  # [query heads + key heads, 1, head size]
+    out: Linear
+    post_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class OperatorDecoder:
+    """Computes forwards of one model (see llama.Decoder). ``packed``: the linear layers' format (see linear.py)."""
+
+    def __init__(self, reader: Reader, packed: bool) -> None:
+        config = self._config = reader.config
+        self._dtype, self._device = reader.dtype, reader.device
+        self.embedding = reader.embedding()
+        self.layers = [self._layer(i, reader.layer(i), packed) for i in range(config.num_hidden_layers)]
+        self.windows = {layer.window for layer in self.layers}
+        self._norm = reader.norm()
+        tied = config.tie_word_embeddings  # then there is one matrix, which cannot be packed
+        self._head = linear(self.embedding if tied else reader.head(), None, packed and not tied)
+        self._inverse, self._rope_factor = rotary_frequencies(
+            config.head_dim, config.rope, config.max_position_embeddings
+        )
+        self.tables = self._rotary_tables(0)
+
+    def _layer(self, index: int, tensors: LayerWeights, packed: bool) -> _Layer:
+        config = self._config
+        norms = tensors.qk_norm()
+        if norms is not None:
+            counts = torch.tensor((config.num_attention_heads, config.num_key_value_heads), device=self._device)
+            qk_norm = torch.stack(norms).repeat_interleave(counts, dim=0)[:, None]
+        return _Layer(
+            window=config.windows.get(index),
+            rotary=index not in config.without_rotary,
+            input_norm=tensors.input_norm(),
+            qkv=linear(*tensors.qkv(), packed),
+            qk_norm=None if norms is None else qk_norm,
+            out=linear(*tensors.out(), packed),
+            post_norm=tensors.post_norm(),
+            gate_up=linear(*tensors.gate_up(), packed),
+            down=linear(*tensors.down(), packed),
+        )
+
+    def forward(self, blocks: Sequence[Block], wanted: Sequence[int]) -> Tensor:
+        x_NE = self._hidden(blocks)
+        if not wanted:
+            return x_NE.new_empty((0, self._config.vocab_size))
+        if list(wanted) != list(range(x_NE.shape[0])):
+            x_NE = x_NE[torch.tensor(wanted, dtype=torch.long, device=self._device)]
+        return self.logits(x_NE)
+
+    def logits(self, x_NE: Tensor) -> Tensor:
+        """[N, V] of final hidden states."""
+        logits_NV = self._head(rms_norm(x_NE, self._norm, self._config.rms_norm_eps))
+        if self._config.logits_divisor != 1:
+            logits_NV /= self._config.logits_divisor
+        return logits_NV
+
+    def _hidden(self, blocks: Sequence[Block]) -> Tensor:
+        """Hidden states [N, E] of all new rows, before the final norm; the caches then hold them."""
+        config = self._config
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        positions = [p for block in blocks for p in block.positions()]
+        for block in blocks:
+            block.cache.reserve(len(block))
+        views = [self._views(block) for block in blocks]
+        sizes = [len(block) for block in blocks]
+        cos_ND, sin_ND = self._rotary(positions)
+        tokens = torch.tensor([t for b in blocks for t in b.tokens], device=self._device)
+        # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
+        x_NE = self.embedding[tokens.clamp_(max=config.vocab_size - 1)]
+        if config.embedding_multiplier != 1:
+            x_NE = x_NE * config.embedding_multiplier
+        for i, layer in enumerate(self.layers):
+            qkv_ND = layer.qkv(rms_norm(x_NE, layer.input_norm, config.rms_norm_eps))
+            qkv_HND = qkv_ND.view(len(positions), heads + 2 * kv_heads, config.head_dim).transpose(0, 1)
+            qk_HND = qkv_HND[: heads + kv_heads]
+            if layer.qk_norm is not None:
+                qk_HND = rms_norm(qk_HND, layer.qk_norm, config.rms_norm_eps)
+            if layer.rotary:
+                qk_HND = rotate(qk_HND, cos_ND, sin_ND)
+            parts = []
+            for block, view, q, k, v in zip(
+                blocks,
+                views,
+                qk_HND[:heads].split(sizes, 1),
+                qk_HND[heads:].split(sizes, 1),
+                qkv_HND[heads + kv_heads :].split(sizes, 1),
+                strict=True,
+            ):
+                first, mask = view[layer.window]
+                keys, values = block.cache.write(i, k, v, first)
+                parts.append(attend(q, keys, values, mask, config.attention_scale))
+            added_NE = layer.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+            x_NE = torch.add(x_NE, added_NE, alpha=config.residual_multiplier)
+            gate, up = layer.gate_up(rms_norm(x_NE, layer.post_norm, config.rms_norm_eps)).chunk(2, -1)
+            x_NE = torch.add(x_NE, layer.down(F.silu(gate) * up), alpha=config.residual_multiplier)
+        for block in blocks:
+            block.advance()
+        return x_NE
+
+    def _views(self, block: Block) -> dict[int | None, View]:
+        views = visible_rows(block.cache.length, len(block.catch_up), block.tree, block.pending, self.windows)
+        return {w: View(first, None if mask is None else mask.to(self._device)) for w, (first, mask) in views.items()}
+
+    def _rotary(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        self.grow_tables(max(positions) + 1)
+        index = torch.tensor(positions, device=self._device)
+        cos, sin = self.tables
+        return cos[index], sin[index]
+
+    def grow_tables(self, size: int) -> None:
+        """Makes the rotary tables hold positions below ``size``."""
+        if size > self.tables[0].shape[0]:
+            self.tables = self._rotary_tables(2 * size + 254)
+
+    def _rotary_tables(self, size: int) -> tuple[Tensor, Tensor]:
+        # Angles in fp32 whatever the dtype: so were they when the checkpoint was trained.
+        angles = torch.outer(torch.arange(size).float(), self._inverse)
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self._rope_factor, angles.sin() * self._rope_factor
+        return cos.to(self._device, self._dtype), sin.to(self._device, self._dtype)
+
+
+def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """Zhang & Sennrich 2019; the mean is taken in fp32 at least."""
+    wide = x_NE if x_NE.dtype in (torch.float32, torch.float64) else x_NE.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return scaled.to(x_NE.dtype) * weight_E

@@ -1,0 +1,111 @@
+"""A checkpoint's tensors as the decoder wants them: checked, converted, those of one matrix product stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ouroboros.errors import LoadError
+from ouroboros.models.config import DecoderConfig
+
+__all__ = ["LayerWeights", "Reader", "WeightSource", "check_tensors"]
+
+
+class WeightSource(Protocol):
+    """Where tensors come from, one at a time."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The tensor's shape; None where there is no such tensor."""
+
+    def get(self, name: str) -> Tensor: ...
+
+
+def check_tensors(config: DecoderConfig, weights: WeightSource) -> None:
+    """
+    Raises:
+        LoadError: a tensor of the config is missing or has the wrong shape.
+    """
+    shapes = config.shapes()
+    missing = [name for name in shapes if weights.shape(name) is None]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise LoadError(f"the checkpoint lacks the tensor {missing[0]!r}{more}")
+    for name, shape in shapes.items():
+        if weights.shape(name) != shape:
+            found = list(weights.shape(name) or ())
+            raise LoadError(f"tensor {name!r} has shape {found}, where config.json asks for {list(shape)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads the tensors of one checkpoint; nothing is kept.
+
+    Raises:
+        LoadError: a tensor is missing or has the wrong shape.
+    """
+
+    config: DecoderConfig
+    source: WeightSource
+    dtype: torch.dtype
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        check_tensors(self.config, self.source)
+
+    def get(self, *names: str) -> Tensor:
+        parts = [self.source.get(name).to(device=self.device, dtype=self.dtype) for name in names]
+        return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+
+    def embedding(self) -> Tensor:
+        return self.get("model.embed_tokens.weight")
+
+    def head(self) -> Tensor:
+        return self.embedding() if self.config.tie_word_embeddings else self.get("lm_head.weight")
+
+    def norm(self) -> Tensor:
+        return self.get("model.norm.weight")
+
+    def layer(self, index: int) -> LayerWeights:
+        return LayerWeights(self, f"model.layers.{index}.")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer's tensors, each read when it is asked for."""
+
+    reader: Reader
+    prefix: str
+
+    def input_norm(self) -> Tensor:
+        return self.reader.get(self.prefix + "input_layernorm.weight")
+
+    def post_norm(self) -> Tensor:
+        return self.reader.get(self.prefix + "post_attention_layernorm.weight")
+
+    def qk_norm(self) -> tuple[Tensor, Tensor] | None:
+        if not self.reader.config.qk_norm:
+            return None
+        q, k = (self.reader.get(f"{self.prefix}self_attn.{name}_norm.weight") for name in "qk")
+        return q, k
+
+    def qkv(self) -> tuple[Tensor, Tensor | None]:
+        return self._linear("self_attn.", tuple(self.reader.config.qkv()), self.reader.config.qkv_bias)
+
+    def out(self) -> tuple[Tensor, Tensor | None]:
+        return self._linear("self_attn.", ("o_proj",), self.reader.config.out_bias)
+
+    def gate_up(self) -> tuple[Tensor, Tensor | None]:
+        return self._linear("mlp.", tuple(self.reader.config.gate_up()), self.reader.config.mlp_bias)
+
+    def down(self) -> tuple[Tensor, Tensor | None]:
+        return self._linear("mlp.", ("down_proj",), self.reader.config.mlp_bias)
+
+    def _linear(self, block: str, names: Sequence[str], bias: bool) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, stacked over the names."""
+        prefix = self.prefix + block
+        weight = self.reader.get(*(f"{prefix}{name}.weight" for name in names))
+        return weight, self.reader.get(*(f"{prefix}{name}.bias" for name in names)) if bias else None
