@@ -22,7 +22,7 @@ def linear(weight: Tensor, bias: Tensor | None, packed: bool) -> Linear:
     """x [N, inputs] to [N, outputs]; keeps the weight or its packed copy."""
     if not packed:
         return lambda x: F.linear(x, weight, bias)
-    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous().to_mkldnn())
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight)
     run = torch.ops.mkldnn._linear_pointwise
     return lambda x: run(x.contiguous(), laid_out, bias, "none", [], "")
 

@@ -1,50 +1,67 @@
 // Threads of one OpenMP region that go through many short phases together.
 //
-// OpenMP itself is only used to borrow the threads, which PyTorch's operators use too (a second pool would fight them
-// for the cores). Which thread does an item never changes its result.
+// OpenMP itself only lends the threads, which PyTorch's operators use too (a second pool would fight them for the
+// cores). A phase ends when its items are done, not when every thread has come: a thread that another program has
+// pushed off its core holds up the others only if it was in the middle of an item. Which thread does an item never
+// changes its result.
 #pragma once
+#include <immintrin.h>
+#include <linux/futex.h>
 #include <omp.h>
-#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <vector>
 
 class Team {
   public:
-    explicit Team(int threads, int phases) : next_(size_t(phases) * threads), width_(threads) {}
+    Team(int threads, int phases) : next_(size_t(phases) * threads), done_(phases), width_(threads), threads_(threads) {}
 
     void resize(int threads) { threads_ = threads; }  // OpenMP may grant fewer than asked for
 
-    void barrier() {
-        if (threads_ == 1) return;
-        const int now = generation_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            generation_.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; generation_.load(std::memory_order_acquire) == now; ++spins)
-            spins < 20000 ? _mm_pause() : (void)sched_yield();  // somebody else may need this core to let us go on
-    }
-
-    // Does items 0 ... count-1 of a phase: a contiguous share each, then what others have left. Ends with a barrier.
+    // Does items 0 ... count-1 of a phase: a contiguous share each, then what others have left. Returns when all are
+    // done. Threads go through the same phases in order.
     template <class F>
     void share(int phase, int thread, int count, F&& item) {
+        if (!count) return;
+        int mine = 0;
         for (int i = 0; i < threads_; ++i) {
             const int owner = (thread + i) % threads_;
             const int begin = int(int64_t(count) * owner / threads_), end = int(int64_t(count) * (owner + 1) / threads_);
             std::atomic<int>& next = next_[size_t(phase) * width_ + owner].value;
-            for (int at; (at = begin + next.fetch_add(1, std::memory_order_relaxed)) < end;) item(at);
+            if (next.load(std::memory_order_relaxed) >= end - begin) continue;
+            for (int at; (at = begin + next.fetch_add(1, std::memory_order_relaxed)) < end; ++mine) item(at);
         }
-        barrier();
+        if (threads_ == 1) return;
+        if (mine && done_[phase].value.fetch_add(mine, std::memory_order_acq_rel) + mine == count) {
+            completed_.store(phase + 1);
+            if (sleepers_.load()) syscall(SYS_futex, &completed_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+        }
+        wait(phase);
     }
 
   private:
     struct alignas(64) Counter {
         std::atomic<int> value{0};
     };
-    std::vector<Counter> next_;
-    int width_, threads_ = 1;
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> generation_{0};
+
+    // Spins for as long as threads of a quiet machine are apart, then sleeps: who sleeps is the first to be woken when
+    // other programs want the cores as well.
+    void wait(int phase) {
+        for (int spins = 0; spins < 2000; ++spins) {
+            if (completed_.load(std::memory_order_acquire) > phase) return;
+            _mm_pause();
+        }
+        ++sleepers_;
+        for (int now; (now = completed_.load()) <= phase;)
+            syscall(SYS_futex, &completed_, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0);
+        --sleepers_;
+    }
+
+    std::vector<Counter> next_, done_;
+    int width_, threads_;
+    alignas(64) std::atomic<int> completed_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
 };

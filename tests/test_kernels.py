@@ -1,0 +1,350 @@
+"""The C++ kernels against PyTorch's operators, their promise that rows do not depend on each other, and their absence."""
+
+from __future__ import annotations
+
+import random
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ouroboros.errors import InputError
+from ouroboros.models.base import ScoreRequest, Slot
+from ouroboros.models.kernels import decoder, library
+from ouroboros.models.linear import linear, packs
+from ouroboros.models.llama import LlamaModel
+from ouroboros.models.loading import parse_config
+from ouroboros.tree import Origin, TokenTree
+from tests.pairs import Weights, random_weights
+
+CPU = torch.device("cpu")
+VOCAB = 75
+# Sizes that fill no tile: 16 and 32 outputs, pairs of words, 64 keys, 64 elements of a head.
+BASE: Mapping[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 72,
+    "intermediate_size": 106,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 22,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "grouped": {},
+    "tied": {"tie_word_embeddings": True},
+    "one key head": {"num_attention_heads": 18, "num_key_value_heads": 1},
+    "large heads": {"num_attention_heads": 2, "head_dim": 144},
+    "round sizes": {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "vocab_size": 96},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 2.0,
+            "high_freq_factor": 8.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
+    "window": {"model_type": "mistral", "sliding_window": 5},
+    "mixed windows": {
+        "model_type": "mistral",
+        "sliding_window": 40,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
+    "fused": {"model_type": "phi3"},
+    "without rotary": {"model_type": "smollm3", "no_rope_layer_interval": 2},
+    "multipliers": {
+        "model_type": "granite",
+        "attention_multiplier": 0.1,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 7.0,
+    },
+}
+TYPES = ("float32", "bfloat16")
+
+
+def available(weights: str) -> bool:
+    found = library.library()
+    return not isinstance(found, str) and bool(found.ouroboros_supports(decoder.FORMATS[weights]))
+
+
+needed = pytest.mark.skipif(not available("bfloat16"), reason=f"no kernels: {library.library()}")
+
+
+def model(variant: str, dtype: torch.dtype, engine: str, int8: bool = False) -> LlamaModel:
+    config = {**BASE, **VARIANTS[variant]}
+    tensors = random_weights(config, 3, scale=0.25)
+    return LlamaModel(parse_config(config), Weights(tensors), frozenset(), dtype, CPU, engine, int8)
+
+
+def text(count: int, seed: int = 0) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(VOCAB) for _ in range(count)]
+
+
+def chain(tokens: Sequence[int]) -> TokenTree:
+    tree = TokenTree(tokens[0])
+    tree.extend(0, tokens[1:], Origin.DRAFT)
+    return tree
+
+
+def random_tree(nodes: int, seed: int) -> TokenTree:
+    source, tree = random.Random(seed), TokenTree(seed % VOCAB)
+    while len(tree) < nodes:
+        tree.add(source.randrange(max(0, len(tree) - 6), len(tree)), source.randrange(VOCAB), Origin.DRAFT)
+    return tree
+
+
+def filled(of: LlamaModel, tokens: Sequence[int]) -> Slot:
+    slot = of.open()
+    of.prefill(slot, tokens)
+    return slot
+
+
+def score(of: LlamaModel, slot: Slot, tree: TokenTree, **more: Any) -> Tensor:
+    return of.score([ScoreRequest(slot, tree, **more)])[0]
+
+
+def one_by_one(of: LlamaModel, tokens: Sequence[int]) -> list[Tensor]:
+    """Plain decoding: the logits behind each token."""
+    slot, found = of.open(), []
+    for token in tokens:
+        found.append(score(of, slot, TokenTree(token))[0])
+        slot.commit([0])
+    return found
+
+
+def life(of: LlamaModel) -> Tensor:
+    """All logits of a prefill, a tree, a commit of scattered nodes, and a second tree behind tokens to catch up."""
+    slot, tree = filled(of, text(41)), random_tree(30, 1)
+    found = [score(of, slot, tree)]
+    slot.commit(tree.path(29))
+    found.append(score(of, slot, random_tree(9, 2), catch_up=text(3, 5)))
+    return torch.cat(found)
+
+
+# ------------------------------------------------------------------------------------------------- the same numbers
+
+
+@needed
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(variant: str) -> None:
+    """fp32 to rounding; bf16 no worse on the average than PyTorch's operators in bf16."""
+    exact = life(model(variant, torch.float64, "plain"))
+    mine = life(model(variant, torch.float32, "kernels"))
+    assert mine.dtype == torch.float32
+    assert (mine - exact).abs().max() <= 2e-5 * exact.abs().max()
+    kernels, plain = (life(model(variant, torch.bfloat16, engine)).double() for engine in ("kernels", "plain"))
+    assert (kernels - exact).abs().mean() <= (plain - exact).abs().mean()
+
+
+@needed
+def test_any_number_of_rows() -> None:
+    exact, mine = model("grouped", torch.float64, "plain"), model("grouped", torch.float32, "kernels")
+    slots = filled(exact, text(20)), filled(mine, text(20))
+    for rows in range(1, 71):
+        tree = random_tree(rows, rows)
+        expected, got = score(exact, slots[0], tree), score(mine, slots[1], tree)
+        assert got.shape == (rows, VOCAB)
+        assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+        for slot in slots:
+            slot.truncate(0)
+
+
+@needed
+@pytest.mark.parametrize("variant", ["grouped", "tied", "biases"])
+def test_int8(variant: str) -> None:
+    """As if each output's weights had been rounded to 127 steps up to the largest; the rest rounds as bf16 does."""
+    config = {**BASE, **VARIANTS[variant]}
+    tensors = {}
+    for name, tensor in random_weights(config, 3, scale=0.25).items():
+        tensor = tensor.bfloat16().double()
+        if tensor.dim() == 2 and (config.get("tie_word_embeddings") or "embed" not in name):
+            step = tensor.abs().amax(1, keepdim=True) / 127
+            tensor = (tensor / step).round() * step
+        tensors[name] = tensor
+    rounded = LlamaModel(parse_config(config), Weights(tensors), frozenset(), torch.float64, CPU)
+    small, full = model(variant, torch.bfloat16, "auto", int8=True), model(variant, torch.bfloat16, "kernels")
+    assert (small.info.dtype, small.info.engine) == ("int8", "kernels")
+    exact = life(model(variant, torch.float64, "plain"))
+    error = (life(full) - exact).abs().mean()  # of bf16 itself
+    assert (life(small) - life(rounded)).abs().mean() <= 1.3 * error
+
+
+@needed
+def test_odd_sizes() -> None:
+    """fp32 takes any; bf16 works in pairs and leaves odd ones to PyTorch."""
+    config = {**BASE, "hidden_size": 71, "intermediate_size": 33}
+    tensors = random_weights(config, 3, scale=0.25)
+
+    def make(dtype: torch.dtype, engine: str) -> LlamaModel:
+        return LlamaModel(parse_config(config), Weights(tensors), frozenset(), dtype, CPU, engine)
+
+    exact, mine = life(make(torch.float64, "auto")), life(make(torch.float32, "kernels"))
+    assert (mine - exact).abs().max() <= 2e-5 * exact.abs().max()
+    assert "odd sizes" in make(torch.bfloat16, "auto").info.engine
+
+
+# --------------------------------------------------------------------------------------- rows do not know each other
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@needed
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("variant", ["grouped", "one key head", "window", "mixed windows", "qwen3", "round sizes"])
+def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads: int) -> None:
+    """Every node, whatever the size of its tree and of the pieces before it: the bits of one token at a time."""
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    mine = model(variant, dtype, "kernels", kind == "int8")
+    written = text(45)
+    plain = one_by_one(mine, written)
+    for pieces in ([45], [1, 44], [17, 28], [30, 2, 13]):
+        slot, at = mine.open(), 0
+        for size in pieces:
+            got = score(mine, slot, chain(written[at : at + size]))
+            slot.commit(range(size))
+            assert all(torch.equal(a, b) for a, b in zip(got, plain[at : at + size], strict=True))
+            at += size
+    tree = random_tree(33, 4)
+    slot = filled(mine, written)
+    got = score(mine, slot, tree)
+    for node in (0, 7, 20, 32):
+        assert torch.equal(got[node], one_by_one(mine, [*written, tree.tokens[0], *tree.path_tokens(node)])[-1])
+    # and so does the text behind a committed path that had to be moved
+    slot.commit(tree.path(32))
+    committed = [*written, tree.tokens[0], *tree.path_tokens(32)]
+    after = score(mine, slot, random_tree(5, 6), catch_up=[1, 2])
+    behind = [*committed, 1, 2, random_tree(5, 6).tokens[0]]
+    assert torch.equal(after[0], one_by_one(mine, behind)[-1])
+
+
+@needed
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sequences_do_not_know_each_other(dtype: str) -> None:
+    mine = model("grouped", getattr(torch, dtype), "kernels")
+    lengths = (0, 40, 5, 70)
+    trees = [random_tree(size, size) for size in (4, 19, 1, 30)]
+    alone = [score(mine, filled(mine, text(n, n)), tree) for n, tree in zip(lengths, trees, strict=True)]
+    slots = [filled(mine, text(n, n)) for n in lengths]
+    together = mine.score([ScoreRequest(slot, tree) for slot, tree in zip(slots, trees, strict=True)])
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@needed
+def test_a_tree_that_grows() -> None:
+    mine, tree = model("grouped", torch.bfloat16, "kernels"), random_tree(20, 3)
+    whole = score(mine, filled(mine, text(9)), tree)
+    slot, small = filled(mine, text(9)), tree.select(range(8))
+    first = score(mine, slot, small)
+    rest = score(mine, slot, tree, rows=[19, 8, 11])
+    assert torch.equal(first, whole[:8])
+    assert torch.equal(rest, whole[[19, 8, 11]])
+
+
+# ------------------------------------------------------------------------------------------------- without kernels
+
+
+def test_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder says what computes and why, and refuses only what was asked for by name."""
+    monkeypatch.setattr(decoder, "library", lambda: "no C++ compiler (g++ not found)")
+    plain = model("grouped", torch.float32, "auto")
+    assert plain.info.engine == "plain (no C++ compiler (g++ not found))"
+    assert life(plain).shape == (39, VOCAB)
+    for more in ({"engine": "kernels"}, {"engine": "auto", "int8": True}):
+        with pytest.raises(InputError, match=r"cannot be had here: no C\+\+ compiler"):
+            model("grouped", torch.bfloat16, **more)
+    with pytest.raises(InputError, match="engine must be"):
+        model("grouped", torch.float32, "fast")
+
+
+def test_other_types_are_for_operators() -> None:
+    assert model("grouped", torch.float16, "auto").info.engine.startswith("plain (no kernels for float16")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory; ``library.library.__wrapped__`` looks there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(library.SWITCH, raising=False)
+    return tmp_path / "ouroboros" / "kernels"
+
+
+def script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+find: Any = library.library.__wrapped__
+
+
+@needed
+def test_why_there_are_none(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert find() == "no C++ compiler (no-such-compiler not found)"
+    monkeypatch.setenv("CXX", script(tmp_path / "broken", "echo 'x.h: error: what is this' >&2; exit 1"))
+    assert find() == "broken failed: x.h: error: what is this"
+    monkeypatch.setenv("CXX", script(tmp_path / "liar", "exit 0"))
+    assert isinstance(find(), str)  # an empty file is no library
+    monkeypatch.setenv(library.SWITCH, "off")
+    assert find() == f"switched off by {library.SWITCH}"
+    monkeypatch.delenv(library.SWITCH)
+    monkeypatch.setattr(library, "NEEDED", ("avx1024",))
+    assert find() == "the processor lacks avx1024"
+
+
+@needed
+def test_cache(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled once, whole files only, made anew when damaged; and elsewhere when the directory cannot be had."""
+    built = library.library()
+    assert not isinstance(built, str)
+    log = tmp_path / "log"
+    # in place of the compiler's three seconds: the library that it made before
+    monkeypatch.setenv("CXX", script(tmp_path / "copy", f'echo once >> {log}; cp {built._name} "$3"'))
+    assert not isinstance(find(), str)
+    assert not isinstance(find(), str)
+    assert log.read_text().split() == ["once"]
+    (file,) = fresh.iterdir()
+    elsewhere = tmp_path / "elsewhere" / "ouroboros" / "kernels"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / file.name).write_bytes(b"half a library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert not isinstance(find(), str)
+    assert log.read_text().split() == ["once", "once"]
+    assert [entry.name for entry in elsewhere.iterdir()] == [file.name]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert not isinstance(find(), str)
+
+
+@pytest.mark.skipif(not packs(torch.bfloat16, CPU), reason="oneDNN packs no bfloat16 here")
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_linear(bias: bool) -> None:
+    torch.manual_seed(0)
+    weight, offset = torch.randn(48, 64).bfloat16(), torch.randn(48).bfloat16() if bias else None
+    for rows in (1, 5, 33):
+        x = torch.randn(rows, 64).bfloat16()
+        a, b = (linear(weight, offset, packed)(x).float() for packed in (True, False))
+        assert (a - b).abs().max() <= 0.01 * b.abs().max()
+    exact = life(model("biases", torch.float64, "plain"))
+    found = model("biases", torch.bfloat16, "packed")
+    assert found.info.engine == "packed (not asked for)"
+    assert (life(found) - exact).abs().mean() <= 0.1 * exact.abs().mean()
