@@ -1,4 +1,4 @@
-"""The C++ kernels against PyTorch's operators, their promise that rows do not depend on each other, and their absence."""
+"""The C++ kernels against PyTorch's operators; rows do not depend on each other; what happens without kernels."""
 
 from __future__ import annotations
 
@@ -224,8 +224,8 @@ def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads:
             assert all(torch.equal(a, b) for a, b in zip(got, plain[at : at + size], strict=True))
             at += size
     tree = random_tree(33, 4)
-    slot = filled(mine, written)
-    got = score(mine, slot, tree)
+    whole = filled(mine, written)
+    got = score(mine, whole, tree)
     for node in (0, 7, 20, 32):
         assert torch.equal(got[node], one_by_one(mine, [*written, tree.tokens[0], *tree.path_tokens(node)])[-1])
     # and so does the text behind a committed path that had to be moved

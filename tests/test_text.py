@@ -195,8 +195,11 @@ def test_a_chat_template_adds_its_own_special_tokens_and_opens_the_answer() -> N
 
 
 def test_no_chat_template_is_an_input_error() -> None:
+    found = Tokenizer.from_directory(EMBEDDED)
+    assert found is not None
+    found.hf.chat_template = None
     with pytest.raises(InputError, match="chat template"):
-        byte_level().apply_chat_template([{"role": "user", "content": "hello"}])
+        found.apply_chat_template([{"role": "user", "content": "hello"}])
 
 
 def test_importing_this_file_imports_neither_transformers_nor_torch() -> None:

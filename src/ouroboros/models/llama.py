@@ -59,9 +59,9 @@ class LlamaModel:
         eos_token_ids: frozenset[int],
         dtype: torch.dtype,
         device: torch.device,
-        grown: str | None = None,
         engine: str = "auto",
         int8: bool = False,
+        grown: str | None = None,
     ) -> None:
         reader = Reader(config, weights, dtype, device)
         self.config = config

@@ -210,7 +210,7 @@ def build(checkpoint: Checkpoint, weights: Tensors, dtype: str | torch.dtype, de
     kind = pick_dtype(dtype, weights.dtype, sum(sizes.values()), device)
     new = sum(size for name, size in sizes.items() if not weights.shares(name, kind, device))
     check_memory(new * kind.itemsize, available_memory(device), device, kind)
-    return LlamaModel(config, weights, checkpoint.eos_token_ids, kind, device, checkpoint.grown)
+    return LlamaModel(config, weights, checkpoint.eos_token_ids, kind, device, grown=checkpoint.grown)
 
 
 def _grown(raw: Mapping[str, object]) -> str | None:
