@@ -229,9 +229,9 @@ def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads:
     for node in (0, 7, 20, 32):
         assert torch.equal(got[node], one_by_one(mine, [*written, tree.tokens[0], *tree.path_tokens(node)])[-1])
     # and so does the text behind a committed path that had to be moved
-    slot.commit(tree.path(32))
+    whole.commit(tree.path(32))
     committed = [*written, tree.tokens[0], *tree.path_tokens(32)]
-    after = score(mine, slot, random_tree(5, 6), catch_up=[1, 2])
+    after = score(mine, whole, random_tree(5, 6), catch_up=[1, 2])
     behind = [*committed, 1, 2, random_tree(5, 6).tokens[0]]
     assert torch.equal(after[0], one_by_one(mine, behind)[-1])
 
