@@ -116,6 +116,8 @@ class KernelDecoder:
         shapes = [*shapes, (hidden, inner, 0)] * config.num_hidden_layers + [(config.vocab_size, hidden, 0)]
         self._arena = _Arena(sum(found.ouroboros_packed_size(self._format, *shape) for shape in shapes))
         embedding = None if config.tie_word_embeddings else self._hold(reader.embedding())
+        # The largest matrix comes first, while little else is in memory: it is there twice until it is packed.
+        packed_head = self._matrix(reader.head(), None)
         self._layers = (_Layer * config.num_hidden_layers)()
         for i, layer in enumerate(self._layers):
             tensors = reader.layer(i)
@@ -131,7 +133,7 @@ class KernelDecoder:
             config.logits_divisor,
             embedding,
             self._floats(reader.norm()),
-            self._matrix(reader.head(), None),
+            packed_head,
             ctypes.addressof(self._layers),
         )
         self._dtype = reader.dtype
