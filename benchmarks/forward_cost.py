@@ -109,7 +109,8 @@ def llama_cpp(path: Path, threads: int) -> Forward:
 
     file = str(write_gguf(path)).encode()
     lib.llama_backend_init()
-    lib.llama_log_set(lib.llama_log_callback(lambda *_: None), None)
+    quiet = lib.llama_log_callback(lambda *_: None)
+    lib.llama_log_set(quiet, None)
     options = lib.llama_model_default_params()
     options.use_mmap = False
     model = lib.llama_model_load_from_file(file, options)
@@ -134,7 +135,7 @@ def llama_cpp(path: Path, threads: int) -> Forward:
         lib.llama_memory_seq_rm(lib.llama_get_memory(context), 0, CACHED, -1)
         return np.ctypeslib.as_array(address, (len(new), VOCABULARY))
 
-    forward.held = (model, batch)  # type: ignore[attr-defined]
+    forward.held = (model, batch, quiet)  # type: ignore[attr-defined]
     return forward
 
 
@@ -315,7 +316,8 @@ def report(raw: dict[str, Any]) -> str:
     lines = ["# What a forward costs", "", f"`{raw['command']}`, commit {raw['commit']}, {raw['machine']}.", ""]
     lines += [
         "bf16, 256 positions in the cache, logits of all rows; medians in ms (least in brackets), "
-        f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to {raw['load'][1]:.1f}."
+        f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to "
+        f"{raw['load'][1]:.1f}: above the number of threads, only the least say what an engine can do."
         " `kernels` is the default on CPUs with AVX-512; `packed` and `plain` are what other CPUs get.",
         "",
     ]

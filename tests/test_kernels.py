@@ -1,4 +1,4 @@
-"""The C++ kernels against PyTorch's operators, their promise that rows do not depend on each other, and their absence."""
+"""The C++ kernels against PyTorch's operators, the independence of their rows, and what happens without them."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads:
     written = text(45)
     plain = one_by_one(mine, written)
     for pieces in ([45], [1, 44], [17, 28], [30, 2, 13]):
-        slot, at = mine.open(), 0
+        slot, at = filled(mine, []), 0
         for size in pieces:
             got = score(mine, slot, chain(written[at : at + size]))
             slot.commit(range(size))

@@ -100,9 +100,7 @@ def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, d
     return found
 
 
-def load_directory(
-    path: Path, dtype: str | torch.dtype, device: torch.device, engine: str = "auto"
-) -> LlamaModel:
+def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device, engine: str = "auto") -> LlamaModel:
     """Loads a checkpoint in Hugging Face layout. ``dtype``: of DTYPES, or ``int8`` (weights alone); ``engine``: see
     LlamaModel.
 

@@ -66,8 +66,8 @@ class _Sequence(ctypes.Structure):
 def unsupported(
     config: DecoderConfig, dtype: torch.dtype, device: torch.device, weights: str | None = None
 ) -> str | None:
-    """Why the kernels cannot compute this model here, in a few words; None if they can. ``weights``: their format, where
-    it is not the ``dtype``."""
+    """Why the kernels cannot compute this model here, in a few words; None if they can. ``weights``: their format,
+    where it is not the ``dtype``."""
     if device.type != "cpu":
         return f"no kernels for {device.type}"
     if str(dtype) not in ("torch.float32", "torch.bfloat16"):
