@@ -217,7 +217,7 @@ def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads:
     written = text(45)
     plain = one_by_one(mine, written)
     for pieces in ([45], [1, 44], [17, 28], [30, 2, 13]):
-        slot, at = mine.open(), 0
+        slot, at = filled(mine, []), 0
         for size in pieces:
             got = score(mine, slot, chain(written[at : at + size]))
             slot.commit(range(size))

@@ -25,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from ouroboros.errors import InputError, LoadError, OuroborosError, UnsupportedArchitecture
 from ouroboros.models import loading
 from ouroboros.models.base import ScoreRequest
+from ouroboros.models.kernels.library import library
 from ouroboros.models.loading import load_directory, load_module, pick_device, pick_dtype, resolve
 from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.tree import TokenTree
@@ -501,7 +502,7 @@ def test_other_files_are_let_be(checkpoint: Path) -> None:
 # ------------------------------------------------------------------------------------------------ dtype and device
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float8", "fp16", "", "torch.float32", torch.int8, None, 16, ["float32"]])
+@pytest.mark.parametrize("dtype", ["int4", "float8", "fp16", "", "torch.float32", torch.int8, None, 16, ["float32"]])
 def test_unknown_dtype(checkpoint: Path, dtype: Any) -> None:
     with refused("dtype", repr(dtype), "auto", "float32, bfloat16, float16, float64", kind=InputError):
         load(checkpoint, dtype)
@@ -555,6 +556,15 @@ def test_auto_dtype(stored: torch.dtype, parameters: int, device: torch.device, 
     assert pick_dtype("auto", stored, parameters, device) == expected
     for name, given in loading.DTYPES.items():
         assert pick_dtype(name, stored, parameters, device) == pick_dtype(given, stored, parameters, device) == given
+
+
+def test_int8_weights(checkpoint: Path) -> None:
+    """The user's choice, on CPUs with the kernels; elsewhere it is refused with the reason."""
+    if isinstance(reason := library(), str):
+        with refused("int8", "kernels", reason, kind=InputError):
+            load(checkpoint, "int8")
+    else:
+        assert load(checkpoint, "int8").info.dtype == "int8"
 
 
 def test_auto_dtype_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -702,7 +712,8 @@ def test_loaded_module() -> None:
 
 
 def test_a_loaded_module_is_not_copied() -> None:
-    module = tiny()
+    """By PyTorch's operators; kernels pack it anew."""
+    module = tiny("float16")
     model = load_module(module, "auto", "auto")
 
     def logits() -> Tensor:

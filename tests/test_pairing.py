@@ -453,8 +453,8 @@ def test_auto_dtype_is_each_models_own(models: Mapping[str, Path], monkeypatch: 
 
 
 def test_wrong_dtype_and_device(pair: Mapping[str, Any]) -> None:
-    with refused(InputError, "dtype", "'int8'", "bfloat16"):
-        ouroboros.load(**pair, dtype="int8")
+    with refused(InputError, "dtype", "'int4'", "bfloat16"):
+        ouroboros.load(**pair, dtype="int4")
     with refused(InputError, "device", "'gpu'", "cuda:N"):
         ouroboros.load(**pair, device="gpu")
 

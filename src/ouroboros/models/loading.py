@@ -19,6 +19,7 @@ from torch import Tensor
 from ouroboros.errors import InputError, LoadError
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.families import parse_config
+from ouroboros.models.kernels.decoder import unsupported
 from ouroboros.models.llama import LlamaModel, WeightSource
 from ouroboros.models.memory import available_memory, check_memory
 
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+INT8 = "int8"  # weights alone: rows are bfloat16 (see kernels/matmul.h)
 SMALL = 64_000_000  # parameters: below this a CPU loses nothing by computing in float32, and rounds less
 GROWN = "ouroboros_grown"  # the field of config.json by which a grown checkpoint says so
 OTHERS = ["original/*", "consolidated*"]  # the same weights again, in their makers' own layout
@@ -131,7 +133,8 @@ def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, d
         return stored
     found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
     if found not in DTYPES.values():
-        raise InputError(f"dtype must be auto or one of {', '.join(DTYPES)}, not {dtype!r}")
+        kinds = ", ".join(DTYPES)
+        raise InputError(f"dtype must be auto or one of {kinds} (or {INT8}: native, on a CPU), not {dtype!r}")
     assert isinstance(found, torch.dtype)
     return found
 
@@ -145,8 +148,9 @@ def stored_dtype(path: Path) -> torch.dtype:
     return _Files(path).dtype
 
 
-def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device) -> LlamaModel:
-    """Loads a checkpoint in Hugging Face layout.
+def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device, engine: str = "auto") -> LlamaModel:
+    """Loads a checkpoint in Hugging Face layout. ``dtype``: of DTYPES, or ``int8`` (weights alone); ``engine``: see
+    LlamaModel.
 
     Raises:
         UnsupportedArchitecture: the native decoder does not compute this model.
@@ -155,7 +159,7 @@ def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device) -
     """
     checkpoint = read_directory(path)
     try:
-        return build(checkpoint, checkpoint.weights, dtype, device)
+        return build(checkpoint, checkpoint.weights, dtype, device, engine)
     except LoadError as error:
         raise type(error)(f"cannot load {str(path)!r}: {error}") from error
 
@@ -199,18 +203,31 @@ def load_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) 
         raise type(error)(f"cannot use the loaded {type(module).__name__}: {error}") from error
 
 
-def build(checkpoint: Checkpoint, weights: Tensors, dtype: str | torch.dtype, device: torch.device) -> LlamaModel:
+def build(
+    checkpoint: Checkpoint, weights: Tensors, dtype: str | torch.dtype, device: torch.device, engine: str = "auto"
+) -> LlamaModel:
     """The model of a checkpoint's config and these tensors, after a look at the memory that it needs.
+
+    With the kernels if they can be had; a loaded module's weights are copied for them only where there is room.
 
     Raises:
         LoadError: a tensor is missing or has the wrong shape, or they do not fit. InputError: unknown dtype.
     """
     config = checkpoint.config
     sizes = {name: math.prod(shape) for name, shape in config.shapes().items() if weights.shape(name) == shape}
-    kind = pick_dtype(dtype, weights.dtype, sum(sizes.values()), device)
-    new = sum(size for name, size in sizes.items() if not weights.shares(name, kind, device))
-    check_memory(new * kind.itemsize, available_memory(device), device, kind)
-    return LlamaModel(config, weights, checkpoint.eos_token_ids, kind, device, grown=checkpoint.grown)
+    int8 = dtype == INT8
+    kind = torch.bfloat16 if int8 else pick_dtype(dtype, weights.dtype, sum(sizes.values()), device)
+    bytes_each = 1 if int8 else kind.itemsize
+    available = available_memory(device)
+    shared = sum(size for name, size in sizes.items() if weights.shares(name, kind, device))
+    if engine == "auto" and not int8 and shared and unsupported(config, kind, device) is None:
+        if available is None or sum(sizes.values()) * bytes_each <= available:
+            shared = 0
+        else:
+            engine = "plain"
+    check_memory((sum(sizes.values()) - shared) * bytes_each, available, device, kind)
+    eos = checkpoint.eos_token_ids
+    return LlamaModel(config, weights, eos, kind, device, engine, int8, checkpoint.grown)
 
 
 def _grown(raw: Mapping[str, object]) -> str | None:
@@ -257,28 +274,32 @@ class _Files:
             files = _shards(path) or sorted(path.glob("*.safetensors"))
         if not files:
             raise LoadError("it holds no *.safetensors file")
-        self._readers: dict[str, safe_open] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
         for file in files:
             try:
-                reader = safe_open(file, framework="pt")
+                with safe_open(file, framework="pt") as reader:
+                    for name in reader.keys():  # noqa: SIM118 - it is no mapping
+                        self._shapes[name], self._files[name] = tuple(reader.get_slice(name).get_shape()), file
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{file.name} is missing, cut short or damaged ({error})") from error
-            self._readers |= dict.fromkeys(reader.keys(), reader)
 
     @property
     def dtype(self) -> torch.dtype:
         name = "model.embed_tokens.weight"
-        name = name if name in self._readers else next(iter(self._readers), "")
+        name = name if name in self._files else next(iter(self._files), "")
         return self.get(name).dtype if name else torch.float32
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        return tuple(self._readers[name].get_slice(name).get_shape()) if name in self._readers else None
+        return self._shapes.get(name)
 
     def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
         return False
 
     def get(self, name: str) -> Tensor:
-        return _checked(name, self._readers[name].get_tensor(name))
+        # Opened anew each time: the pages of a file that stays open count as this process's memory until its end.
+        with safe_open(self._files[name], framework="pt") as reader:
+            return _checked(name, reader.get_tensor(name))
 
 
 class _State:

@@ -1,1 +1,1 @@
-"""The decoder's forward in C++, for CPUs with AVX-512: see decoder.cpp. Python packs the weights and passes pointers."""
+"""The decoder's forward in C++, for CPUs with AVX-512 (decoder.cpp). Python packs the weights and passes pointers."""

@@ -63,8 +63,11 @@ class _Sequence(ctypes.Structure):
     )
 
 
-def unsupported(config: DecoderConfig, dtype: torch.dtype, device: torch.device, weights: str) -> str | None:
-    """Why the kernels cannot compute this model here, in a few words; None if they can."""
+def unsupported(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, weights: str | None = None
+) -> str | None:
+    """Why the kernels cannot compute this model here, in a few words; None if they can. ``weights``: their format,
+    where it is not the ``dtype``."""
     if device.type != "cpu":
         return f"no kernels for {device.type}"
     if str(dtype) not in ("torch.float32", "torch.bfloat16"):
@@ -75,6 +78,7 @@ def unsupported(config: DecoderConfig, dtype: torch.dtype, device: torch.device,
     found = library()
     if isinstance(found, str):
         return found
+    weights = weights or str(dtype).removeprefix("torch.")
     return None if found.ouroboros_supports(FORMATS[weights]) else "the processor lacks avx512_bf16"
 
 
@@ -111,6 +115,9 @@ class KernelDecoder:
         shapes = [((heads + 2 * kv_heads) * head, hidden, 0), (hidden, heads * head, 0), (2 * inner, hidden, 1)]
         shapes = [*shapes, (hidden, inner, 0)] * config.num_hidden_layers + [(config.vocab_size, hidden, 0)]
         self._arena = _Arena(sum(found.ouroboros_packed_size(self._format, *shape) for shape in shapes))
+        embedding = None if config.tie_word_embeddings else self._hold(reader.embedding())
+        # The largest matrix comes first, while little else is in memory: it is there twice until it is packed.
+        packed_head = self._matrix(reader.head(), None)
         self._layers = (_Layer * config.num_hidden_layers)()
         for i, layer in enumerate(self._layers):
             tensors = reader.layer(i)
@@ -124,9 +131,9 @@ class KernelDecoder:
             *(self._format, config.vocab_size, hidden, inner, config.num_hidden_layers, heads, kv_heads, head),
             *(config.rms_norm_eps, scale, config.embedding_multiplier, config.residual_multiplier),
             config.logits_divisor,
-            None if config.tie_word_embeddings else self._hold(reader.embedding()),
+            embedding,
             self._floats(reader.norm()),
-            self._matrix(reader.head(), None),
+            packed_head,
             ctypes.addressof(self._layers),
         )
         self._dtype = reader.dtype

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["SWITCH", "Unavailable", "compile_kernels", "library"]
+__all__ = ["SWITCH", "UnavailableError", "compile_kernels", "library"]
 
 SWITCH = "OUROBOROS_KERNELS"
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
@@ -30,7 +30,7 @@ OPTIONS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
 SECONDS = 300  # for a compiler that takes three
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why there are no kernels here. It never leaves this package."""
 
 
@@ -39,9 +39,9 @@ def library() -> ctypes.CDLL | str:
     """The loaded library, or in a few words why there is none."""
     try:
         if os.environ.get(SWITCH, "on").lower() in ("off", "0", "no", "false"):
-            raise Unavailable(f"switched off by {SWITCH}")
+            raise UnavailableError(f"switched off by {SWITCH}")
         return _declared(_load(_processor()))
-    except Unavailable as error:
+    except UnavailableError as error:
         return str(error)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -50,11 +50,11 @@ def library() -> ctypes.CDLL | str:
 def _processor() -> str:
     """The processor's abilities, as the kernel names them."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise Unavailable(f"no kernels for {sys.platform} on {platform.machine()}")
+        raise UnavailableError(f"no kernels for {sys.platform} on {platform.machine()}")
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
     if missing := [flag for flag in NEEDED if flag not in flags]:
-        raise Unavailable(f"the processor lacks {missing[0]}")
+        raise UnavailableError(f"the processor lacks {missing[0]}")
     return " ".join(sorted(flags))
 
 
@@ -78,7 +78,7 @@ def _compiler() -> str:
     for name in [named] if named else ["g++", "c++"]:
         if found := shutil.which(name):
             return found
-    raise Unavailable(f"no C++ compiler ({named or 'g++'} not found)")
+    raise UnavailableError(f"no C++ compiler ({named or 'g++'} not found)")
 
 
 def _cache_directory() -> Path:
@@ -108,7 +108,7 @@ def compile_kernels(compiler: str, file: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
-            raise Unavailable(f"{Path(compiler).name} failed: {errors[0].strip()[:120]}")
+            raise UnavailableError(f"{Path(compiler).name} failed: {errors[0].strip()[:120]}")
         os.replace(temporary, file)
     finally:
         Path(temporary).unlink(missing_ok=True)
