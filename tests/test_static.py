@@ -12,10 +12,11 @@ import torch
 
 from ouroboros import Decoder, OuroborosOptions, SamplingParams
 from ouroboros.models.base import ScoreRequest
+from ouroboros.models.buffers import BufferPool
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
-from ouroboros.models.static import ROWS, BufferPool
+from ouroboros.models.static import ROWS
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import Pair, Weights, random_weights, tiny_config

@@ -7,22 +7,14 @@ nodes of a tree in their order. Invariant: nobody else writes to the buffer; ``r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ouroboros.models.buffers import Buffers
 from ouroboros.models.rows import grown, keep
 
 __all__ = ["KVCache"]
-
-
-class Buffers(Protocol):
-    """Lends buffers of any capacity."""
-
-    def take(self, like: Tensor, capacity: int) -> Tensor: ...
-
-    def give(self, buffer: Tensor) -> None: ...
 
 
 class KVCache:

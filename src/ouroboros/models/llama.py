@@ -17,12 +17,13 @@ from torch import Tensor
 from ouroboros.errors import InputError
 from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
 from ouroboros.models.block import Block
+from ouroboros.models.buffers import buffers_for
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.kernels.decoder import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
-from ouroboros.models.static import BufferPool, StaticDecoder
+from ouroboros.models.static import StaticDecoder
 from ouroboros.models.weights import Reader, WeightSource
 
 __all__ = ["Decoder", "LlamaModel", "WeightSource"]
@@ -67,7 +68,8 @@ class LlamaModel:
         self.config = config
         self._dtype, self._device = dtype, device
         self._decoder, computes = _decoder(reader, engine, int8)
-        self._buffers = BufferPool()
+        rows = config.max_position_embeddings + PREFILL_CHUNK  # of the last tree some lie beyond the last position
+        self._buffers = buffers_for(device, rows, isinstance(self._decoder, StaticDecoder))
         self.info = ModelInfo(
             backend="native",
             vocab_size=config.vocab_size,
@@ -82,9 +84,8 @@ class LlamaModel:
 
     def open(self) -> KVCache:
         shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
-        if isinstance(self._decoder, StaticDecoder):
-            return KVCache(shape, self._dtype, self._device, step=1024, buffers=self._buffers)
-        return KVCache(shape, self._dtype, self._device)
+        step = 1024 if isinstance(self._decoder, StaticDecoder) else 256
+        return KVCache(shape, self._dtype, self._device, step, self._buffers)
 
     @torch.inference_mode()
     def prefill(self, slot: Slot, token_ids: Sequence[int]) -> None:

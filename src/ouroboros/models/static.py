@@ -28,35 +28,13 @@ from ouroboros.models.operators import OperatorDecoder, rms_norm
 from ouroboros.models.rotary import rotate
 from ouroboros.models.weights import Reader
 
-__all__ = ["BufferPool", "StaticDecoder"]
+__all__ = ["StaticDecoder"]
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 SPAN = 256  # cached rows are seen in multiples of this
 GRAPHS = 256  # kept at most; the oldest goes
 
 Shape = tuple[int, int, int, int]  # N, R, W, T
-
-
-class BufferPool:
-    """Cache buffers that come back when their sequence has ended, so that graphs find them at the same place again.
-
-    Buffers are filled with zeros when they are made: what masked rows hold is multiplied by zero, and must be finite.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[Tensor] = []
-
-    def take(self, like: Tensor, capacity: int) -> Tensor:
-        """[layers, 2, K, at least ``capacity``, D]."""
-        fitting = [i for i, buffer in enumerate(self._free) if buffer.shape[3] >= capacity]
-        if fitting:
-            return self._free.pop(min(fitting, key=lambda i: self._free[i].shape[3]))
-        layers, two, kv_heads, _, head_size = like.shape
-        return like.new_zeros((layers, two, kv_heads, capacity, head_size))
-
-    def give(self, buffer: Tensor) -> None:
-        if buffer.shape[3]:
-            self._free.append(buffer)
 
 
 class StaticDecoder:
