@@ -129,12 +129,17 @@ class Translation:
 
 
 def translate(
-    target: Tokenizer, draft: Tokenizer, vocab_size: int, eos: Set[int], draft_eos: Set[int] = frozenset()
+    target: Tokenizer,
+    draft: Tokenizer,
+    vocab_size: int,
+    eos: Set[int],
+    draft_eos: Set[int] = frozenset(),
+    least: float = MIN_COVERAGE,
 ) -> Translation:
     """Joins two vocabularies: special tokens by name or else by role, the others by their bytes.
 
     Args:
-        vocab_size: of the target model. eos, draft_eos: the ids at which the models end a text.
+        vocab_size: of the target model. eos, draft_eos: the ids at which the models end a text. least: coverage.
 
     Raises:
         LoadError: a tokenizer whose tokens are no bytes, or too few tokens in common.
@@ -175,9 +180,9 @@ def translate(
         text = source.texts.get(token, names.get(token, "").encode())
         spellings.append(into.spell(text) if known is None else (known,))
     coverage = sum(token < vocab_size and partners[token] >= 0 for token in source.probe) / len(source.probe)
-    if coverage < MIN_COVERAGE:
+    if coverage < least:
         share = f"{coverage:.0%} of a probe text's tokens are tokens of both"
-        raise LoadError(f"only {share}; to be of use as a draft it takes {MIN_COVERAGE:.0%}")
+        raise LoadError(f"only {share}; to be of use as a draft it takes {least:.0%}")
     return Translation(spellings, partners, into.prefix, coverage)
 
 

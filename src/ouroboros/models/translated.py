@@ -6,8 +6,10 @@ target token that is a draft token has that token's logit; the others are never 
 unchanged (token-level intersection of Timor et al. 2025, for trees). Where the text has grown beyond the inner model's
 context, its end is kept. It knows nothing of tokenizers or drafting.
 
-Invariant: the inner cache holds a beginning of ``slot.text`` from ``slot.skipped`` on, all of it while nodes are
-pending, and then all nodes of ``slot.tree``.
+Invariant: the inner cache holds a beginning of ``slot.text`` from ``slot.skipped`` on; while nodes are pending all of
+it, and then all nodes of ``slot.tree``.
+
+Tensor names: N nodes, D draft vocabulary, V target vocabulary.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class TranslatedModel:
         if slot.inner.pending == len(slot.tree):
             return torch.empty((0, self.info.vocab_size), device=self._columns_V.device)
         logits_ND = self.inner.score([ScoreRequest(slot.inner, slot.tree, nodes, slot.behind())])[0]
-        logits_NV = F.pad(logits_ND, (0, 1), value=NEVER)[:, self._columns_V]
+        logits_NV = F.pad(logits_ND, (0, 1), value=NEVER).index_select(-1, self._columns_V)
         if nodes == ends:
             return logits_NV
         places = {node: place for place, node in enumerate(nodes)}
