@@ -15,9 +15,11 @@ from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
+from ouroboros.models.translated import TranslatedModel
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import load_pool
 from ouroboros.text import Tokenizer
+from ouroboros.translation import translate
 
 __all__ = ["BACKENDS", "EMBEDDED", "load"]
 
@@ -61,7 +63,7 @@ def load(
 
     Raises:
         InputError: unknown method, option, dtype, device or backend; a draft for a method that uses none.
-        LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers differ.
+        LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
         PoolFileError: the pool's file is no pool, or of another vocabulary.
     """
     chosen = options_for(method, options)
@@ -91,7 +93,7 @@ def load(
     draft_model = None
     if draft is not None:
         draft_model, draft_words = _load_model(draft, dtype, device, place, None, token, backend)
-        _check_pair(target_model, words, draft_model, draft_words, _name(draft))
+        draft_model = _paired(target_model, words, draft_model, draft_words, _name(draft))
     decoder = Decoder(target_model, draft_model, words, method, chosen, pool if isinstance(pool, PhrasePool) else None)
     if pool is None:
         decoder.pool = PhrasePool()
@@ -160,13 +162,24 @@ def _from_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str,
     return wrap_module(module, dtype, device)
 
 
-def _check_pair(
+def _paired(
     target: CausalModel, words: Tokenizer | None, draft: CausalModel, draft_words: Tokenizer | None, name: str
-) -> None:
-    """Refuses a draft whose token ids do not mean what the target's mean."""
-    if words is not None and draft_words is not None:
-        if words.fingerprint != draft_words.fingerprint:
-            raise LoadError(f"the draft model {name} has another tokenizer than the target; both must be the same")
-    elif target.info.vocab_size != draft.info.vocab_size:
-        sizes = f"{draft.info.vocab_size} tokens, the target {target.info.vocab_size}"
-        raise LoadError(f"the draft model {name} has {sizes}; without both tokenizers they must be equal")
+) -> CausalModel:
+    """The draft model, if need be behind a translation, so that its token ids mean what the target's mean.
+
+    Raises:
+        LoadError: no translation is of use, or one that would be needed cannot be made without both tokenizers.
+    """
+    if words is None or draft_words is None:
+        if target.info.vocab_size != draft.info.vocab_size:
+            sizes = f"{draft.info.vocab_size} tokens, the target {target.info.vocab_size}"
+            raise LoadError(f"the draft model {name} has {sizes}; without both tokenizers they must be equal")
+        return draft
+    if words.fingerprint == draft_words.fingerprint:
+        return draft
+    try:
+        ends = target.info.eos_token_ids, draft.info.eos_token_ids
+        found = translate(words, draft_words, target.info.vocab_size, *ends)
+    except LoadError as error:
+        raise LoadError(f"the draft model {name} has another tokenizer than the target, and {error}") from error
+    return TranslatedModel(draft, found.spellings, found.partners, found.prefix)
