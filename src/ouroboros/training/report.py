@@ -11,6 +11,7 @@ from typing import Any
 from ouroboros._version import __version__
 from ouroboros.training.measure import Measured
 from ouroboros.training.settings import DistillSettings
+from ouroboros.training.workspace import REPORT
 
 __all__ = ["DistillReport", "write_report"]
 
@@ -54,10 +55,10 @@ class DistillReport:
 
 
 def write_report(report: DistillReport, out: Path) -> None:
-    """Writes distillation.json and README.md."""
+    """Writes README.md and distillation.json."""
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
-    (out / "distillation.json").write_text(text + "\n", encoding="utf-8")
     (out / "README.md").write_text(_page(report), encoding="utf-8")
+    (out / REPORT).write_text(text + "\n", encoding="utf-8")
 
 
 def _page(report: DistillReport) -> str:

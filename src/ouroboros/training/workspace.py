@@ -14,19 +14,23 @@ from typing import Any
 from ouroboros.errors import InputError
 from ouroboros.training.settings import WORK, DistillSettings
 
-__all__ = ["Workspace"]
+__all__ = ["REPORT", "Workspace"]
+
+REPORT = "distillation.json"  # written last
 
 
 class Workspace:
     """``out``: where the draft goes; the files below ``work`` are named by what they are.
 
     Raises:
-        InputError: a new run in a directory that is not empty, or one that cannot be written.
+        InputError: a new run in a directory that is not empty or cannot be written, or nothing to resume.
     """
 
     def __init__(self, settings: DistillSettings, resume: bool) -> None:
         self.out = Path(settings.out)
         self.work = self.out / WORK
+        if resume and (self.out / REPORT).exists():
+            raise InputError(f"the training in {str(self.out)!r} has ended: nothing is left to resume")
         try:
             if not resume:
                 self.out.mkdir(parents=True, exist_ok=True)
