@@ -33,12 +33,13 @@ def rate_at(step: int, steps: int, warmup: float = 0.05, floor: float = 0.05, de
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Nearly the orthogonal factor of a matrix, by Newton-Schulz iteration (Jordan et al. 2024); in bf16 on CUDA."""
+    """Nearly the orthogonal factor of a matrix, or of each of a stack of them, by Newton-Schulz iteration (Jordan et
+    al. 2024); in bf16 on CUDA."""
     a, b, c = _QUINTIC
     x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -57,18 +58,25 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "no line search here"
         for group in self.param_groups:
-            rate = group["lr"]
+            alike: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
-                update = orthogonalise(parameter.grad.lerp(momentum, MUON_MOMENTUM))  # Nesterov's look ahead
-                parameter.mul_(1 - rate * group["weight_decay"])
-                tall = max(1.0, parameter.shape[0] / parameter.shape[1])
-                parameter.add_(update, alpha=-rate * tall**0.5)
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for parameters in alike.values():  # matrices of one shape in one stack: a tenth of the kernels
+                updates = orthogonalise(torch.stack([self._momentum(parameter) for parameter in parameters]))
+                tall = max(1.0, parameters[0].shape[0] / parameters[0].shape[1]) ** 0.5
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-group["lr"] * tall)
+
+    def _momentum(self, parameter: torch.nn.Parameter) -> Tensor:
+        """The gradient with its momentum, looking ahead as Nesterov does."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
+        return parameter.grad.lerp(momentum, MUON_MOMENTUM)
 
 
 def build_optimizers(model: torch.nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
