@@ -79,19 +79,14 @@ def train(
 
 
 def decode(
-    target: Any,
-    tokenizer: Any,
-    draft: Path,
-    prompts: Sequence[str],
-    arguments: argparse.Namespace,
-    tell: Any,
-    name: str,
+    engine: ouroboros.Decoder, draft: Path, prompts: Sequence[str], arguments: argparse.Namespace, tell: Any, name: str
 ) -> list[Row]:
     """Counts of each prompt, over all seeds."""
+    target = engine.target
     pair = ouroboros.load(
         target,
         draft,
-        tokenizer=tokenizer,
+        tokenizer=engine.tokenizer,
         method="speculative",
         options={"draft_tokens": arguments.gamma},
         dtype=target.info.dtype,
@@ -166,9 +161,7 @@ def run(arguments: argparse.Namespace, tell: Callable[[str, int, int, str], None
         write_module(draft, directory, torch.float32, Path(arguments.target))
         rows[name] = decode(engine, directory, held_out, arguments, tell, name)
     return {
-        "settings": {
-            key: value if isinstance(value, int | float) else str(value) for key, value in vars(arguments).items()
-        },
+        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
         "text_tokens": sum(len(one.tokens) for one in plain),
         "target_tokens": sum(len(one.tokens) for one in records),
         "draft_parameters": sum(p.numel() for p in module.parameters()),

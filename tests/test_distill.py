@@ -262,7 +262,17 @@ def test_records_are_kept(target: Path, tmp_path: Path) -> None:
 
 def test_acceptance_rises(settings: Callable[..., DistillSettings]) -> None:
     size = {"hidden": 32, "layers": 2, "heads": 2}
-    plan = settings(steps=200, batch=16, new_tokens=24, learning_rate=1e-2, rounds=1, held_out=8, samples=4, **size)
+    plan = settings(
+        steps=200,
+        batch=16,
+        new_tokens=24,
+        learning_rate=1e-2,
+        rounds=1,
+        held_out=8,
+        samples=4,
+        measure_temperatures=(1.0,),
+        **size,
+    )
     report = distill(plan)
     before, after = (
         next(one for one in figures if one.method == "speculative" and one.temperature == 1)

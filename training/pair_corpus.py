@@ -118,9 +118,13 @@ def sources() -> list[Source]:
 
 def licence_of(metadata: importlib.metadata.PackageMetadata) -> str | None:
     """A permissive licence as the package names it, else None."""
-    classifiers = [text.split("::")[-1].strip() for text in metadata.get_all("Classifier") or [] if "License" in text]
-    first = (metadata.get("License") or "").strip().splitlines()[:1]
-    named = metadata.get("License-Expression") or ", ".join(classifiers) or (first[0] if first else "")
+    expressions, licences, classifiers = (
+        [str(text).strip() for text in metadata.get_all(name) or []]
+        for name in ("License-Expression", "License", "Classifier")
+    )
+    classified = [text.split("::")[-1].strip() for text in classifiers if text.startswith("License ::")]
+    first = [text.splitlines()[0] for text in licences if text]
+    named = ", ".join(expressions or classified or first[:1])
     return named if PERMISSIVE.search(named) and not COPYLEFT.search(named) else None
 
 
