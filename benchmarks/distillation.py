@@ -1,6 +1,6 @@
 """What distilling a draft for its target is worth, against training the same draft on text alone.
 
-    python benchmarks/distillation.py                                       # the embedded target, a small new draft
+    python benchmarks/distillation.py                                       # the embedded target, a copy of 3 layers
     python benchmarks/distillation.py --steps 3000 --device cuda --target DIR --layers 4 --text FILE …
 
 Two drafts begin with the same weights and take the same number of steps with the same batches' size: one learns text
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace, tell: Callable[[str, int, int, str], None
         write_module(draft, directory, torch.float32, Path(arguments.target))
         rows[name] = decode(engine, directory, held_out, arguments, tell, name)
     return {
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
+        "settings": {name: plain_value(value) for name, value in vars(arguments).items()},
         "text_tokens": sum(len(one.tokens) for one in plain),
         "target_tokens": sum(len(one.tokens) for one in records),
         "draft_parameters": sum(p.numel() for p in module.parameters()),
@@ -179,6 +179,13 @@ def run(arguments: argparse.Namespace, tell: Callable[[str, int, int, str], None
         "machine": platform.machine(),
         "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True, cwd=HERE).strip(),
     }
+
+
+def plain_value(value: Any) -> Any:
+    """What JSON takes; of files and directories the name alone."""
+    if isinstance(value, list):
+        return [Path(name).name for name in value]
+    return Path(value).name if isinstance(value, str | Path) and "/" in str(value) else value
 
 
 def table(result: dict[str, Any]) -> str:
@@ -204,13 +211,13 @@ def main() -> None:
     add("--prompts", type=int, default=200, help="beginnings of functions that the target goes on with")
     add("--held-out", type=Path, default=HERE / "data" / "humaneval.jsonl")
     add("--held-out-prompts", type=int, default=82)
-    add("--hidden", type=int, default=128, help="of the new draft; 0: a pruned copy of the target instead")
-    add("--layers", type=int, default=2)
-    add("--loss", default="forward_kl")
+    add("--hidden", type=int, default=0, help="of a new draft; 0: a copy of the target with --layers of its layers")
+    add("--layers", type=int, default=3)
+    add("--loss", default="forward_kl=0.5,tv=2")
     add("--steps", type=int, default=1000)
     add("--batch", type=int, default=16)
     add("--length", type=int, default=256)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=3e-4)
     add("--gamma", type=int, default=5)
     add("--temperature", type=float, default=1.0)
     add("--seeds", type=int, default=5)

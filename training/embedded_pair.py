@@ -125,12 +125,10 @@ class Run:
         texts: list[str] = [json.loads(line) for line in lines]
         tokenizer = train_tokenizer(texts[: self.arguments.tokenizer_documents])
         write_tokenizer(tokenizer, self.work / "tokenizer")
-        ids: list[int] = []
-        held_out = max(1, len(texts) // 200)
+        held_out = max(1, len(texts) // 100)
         arrays = []
         for part in (texts[held_out:], texts[:held_out]):
-            ids = [token for text in tokenizer.encode_batch(part) for token in (*text.ids, 0)]
-            arrays.append(np.array(ids, dtype=np.uint16))
+            arrays.append(encode(tokenizer, part, self._bar("tokens")))
         np.save(self.work / "validation.npy", arrays[1])
         np.save(self.work / "tokens.npy", arrays[0])
         self.facts["tokens"] = {"training": len(arrays[0]), "validation": len(arrays[1])}
@@ -330,6 +328,16 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
+def encode(tokenizer: Tokenizer, texts: Sequence[str], tell: Callable[[int, int, str], None]) -> Any:
+    """All texts as one array of uint16, an end-of-sequence behind each; some at a time, since encodings are large."""
+    found = []
+    for start in range(0, len(texts), 1000):
+        for encoding in tokenizer.encode_batch(texts[start : start + 1000]):
+            found.append(np.array([*encoding.ids, 0], dtype=np.uint16))
+        tell(min(start + 1000, len(texts)), len(texts), "")
+    return np.concatenate(found)
+
+
 def write_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     out.mkdir(exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -378,8 +386,9 @@ def seconds_of_a_step(trainer: Trainer, batches: Callable[[int], Batch], device:
 def validation_losses(module: Any, target: Any | None, tokens: Any, window: int) -> dict[str, float]:
     """Nats a token on text that was set aside, and how often a draft's likeliest token is its target's."""
     device = next(module.parameters()).device
-    rows = min(128, len(tokens) // window)
-    ids = torch.from_numpy(tokens[: rows * window].astype(np.int64)).view(rows, window)
+    whole = len(tokens) // window
+    rows = np.linspace(0, whole - 1, min(512, whole)).round().astype(int)
+    ids = torch.from_numpy(tokens[: whole * window].reshape(whole, window)[rows].astype(np.int64))
     loss = agreed = count = 0.0
     for part in ids.split(8):
         part = part.to(device)
@@ -415,7 +424,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--target-steps", type=int, help="in place of what the minutes allow")
     add("--draft-steps", type=int)
     add("--text-batches", type=int)
-    add("--draft-loss", default="forward_kl=0.5,tv=0.5")
+    add("--draft-loss", default="forward_kl=0.5,tv=2")
     add("--micro-batch", type=int)
     add("--compile", action="store_true", help="torch.compile the models")
     add("--until", choices=STAGES, default="card", help="stop behind this stage")

@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int, str], None]  # (stage, done, of how many, a 
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "tv")  # between the target's distribution and the draft's
 LOSSES = (*DIVERGENCES, "text")  # and cross-entropy with the text alone, for which no target is asked
-AUTO_LOSSES = ("forward_kl", "reverse_kl", "tv", "forward_kl=0.5,tv=0.5")  # what ``auto`` tries
+AUTO_LOSSES = ("forward_kl", "reverse_kl", "tv", "forward_kl=0.5,tv=2")  # what ``auto`` tries
 OPTIMIZERS = ("adamw", "muon")
 WORK = "distillation"  # below the new directory: what an interrupted run goes on from
 DTYPES = ("auto", "float32", "bfloat16")
