@@ -185,7 +185,7 @@ def plain_value(value: Any) -> Any:
     """What JSON takes; of files and directories the name alone."""
     if isinstance(value, list):
         return [Path(name).name for name in value]
-    return Path(value).name if isinstance(value, str | Path) and "/" in str(value) else value
+    return Path(value).name if isinstance(value, Path) or (isinstance(value, str) and "/" in value) else value
 
 
 def table(result: dict[str, Any]) -> str:
