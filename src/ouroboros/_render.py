@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.table import Table
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # torch comes with it
     from ouroboros.bench.audit import AuditReport, PromptAudit
     from ouroboros.bench.nearness import Choice
     from ouroboros.control.cost import CostProfile
+    from ouroboros.training.report import DistillReport
 
 __all__ = ["Screen", "showable"]
 
@@ -197,6 +199,48 @@ class Screen:
             self._out.print(Text(f"{name}, {context} positions cached: {profile.model}", style="bold"), soft_wrap=True)
             self._out.print(table)
         self._out.print(Text(profile.machine, style="dim"), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def bars(self) -> Iterator[Callable[[str, int, int, str], None]]:
+        """A bar on standard error for each stage of long work: call it with (stage, done, of how many, a figure)."""
+        if not self.err_terminal:
+            yield lambda stage, done, total, note: None
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        known: dict[str, TaskID] = {}
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._err) as progress:
+
+            def tell(stage: str, done: int, total: int, note: str) -> None:
+                if stage not in known:
+                    known[stage] = progress.add_task(stage, note="")
+                progress.update(known[stage], completed=done, total=total, note=note)
+
+            yield tell
+
+    def distilled(self, report: DistillReport) -> None:
+        """What a draft was worth before it was trained, and is worth now."""
+        settings = report.settings
+        for loss, figure in report.trials.items():
+            line = f"trial of {loss}: {figure:.3f} tokens per target forward"
+            self._out.print(Text(line, style="dim"), soft_wrap=True)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("method", no_wrap=True)
+        for heading in ("temperature", "tokens per target forward", "before", "tokens/s", "before"):
+            table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+        for old, new in zip(report.before, report.after, strict=True):
+            low, high = new.interval
+            table.add_row(
+                f"speculative, γ = {settings.gamma}" if new.method == "speculative" else new.method,
+                f"{new.temperature:g}",
+                f"{new.tokens_per_target_forward:.2f}\u00a0({low:.2f}–{high:.2f})",
+                f"{old.tokens_per_target_forward:.2f}",
+                f"{new.tokens_per_second:.0f}",
+                f"{old.tokens_per_second:.0f}",
+            )
+        self._out.print(table)
+        size = f"{report.draft_parameters / 1e6:.1f} M parameters, target {report.target_parameters / 1e6:.1f} M"
+        line = f"{settings.out}: {size}; {settings.steps} steps, loss {report.loss}"
+        self._out.print(Text(showable(line), style="dim"), soft_wrap=True)
 
     def audit(self, report: AuditReport, piece: Callable[[int], str]) -> None:
         """The table, each divergence, the rounding, and the verdict. ``piece``: a token's text."""

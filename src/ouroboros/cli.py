@@ -16,6 +16,7 @@ from ouroboros._version import __version__
 from ouroboros.commands.audit import audit
 from ouroboros.commands.chat import chat
 from ouroboros.commands.demo import demo
+from ouroboros.commands.distill import distill
 from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Place, Tools
 from ouroboros.commands.process import run
@@ -50,7 +51,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, chat, audit, profile, demo):
+for _command in (generate, chat, audit, profile, distill, demo):
     cli.add_command(_command)
 
 
