@@ -7,8 +7,8 @@ Random weights in bf16, 256 positions in the cache, logits of all rows on every 
 own that waits for its turn; for each n they take turns, ``--repeats`` times, so that whatever else the machine does
 meets all of them. The target's weights are larger than the caches; before each forward of the draft model 64 MB of
 other memory are read, as a target's forward between two drafts would. llama.cpp runs in the environment of
-``--llama-python`` (pip install llama-cpp-python gguf); what is not installed is reported as absent. Raw results:
-benchmarks/results/forward_cost.json; table: benchmarks/forward_cost.md.
+``--llama-python`` (pip install llama-cpp-python gguf); what is not installed is reported as absent. A run replaces the
+last one with as many threads. Raw results: benchmarks/results/forward_cost.json; table: benchmarks/forward_cost.md.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(raw: dict[str, Any]) -> str:
-    lines = ["# What a forward costs", "", f"`{raw['command']}`, commit {raw['commit']}, {raw['machine']}.", ""]
+    lines = [f"## {raw['machine']}", "", f"`{raw['command']}`, commit {raw['commit']}.", ""]
     lines += [
         "bf16, 256 positions in the cache, logits of all rows; medians in ms (least in brackets), "
         f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to "
@@ -323,7 +323,7 @@ def report(raw: dict[str, Any]) -> str:
     ]
     for name, found in raw["models"].items():
         table = {e: {int(n): t for n, t in rows.items()} for e, rows in found["seconds"].items()}
-        lines += [f"## {name}: {found['parameters'] / 1e6:.0f} M parameters", ""]
+        lines += [f"### {name}: {found['parameters'] / 1e6:.0f} M parameters", ""]
         lines += ["| engine | " + " | ".join(f"n = {n}" for n in ROWS) + " |", "|---" * (len(ROWS) + 1) + "|"]
         for engine, rows in table.items():
             cells = (f"{1e3 * statistics.median(rows[n]):.1f} ({1e3 * min(rows[n]):.1f})" for n in ROWS)
@@ -371,15 +371,17 @@ def main() -> None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
         raw = {
-            "command": "python benchmarks/forward_cost.py",
+            "command": f"python benchmarks/forward_cost.py --threads {args.threads}",
             "commit": git.stdout.strip(),
             "machine": f"{processor}, {args.threads} threads, {platform.system()}, Python {platform.python_version()}",
             "repeats": args.repeats,
             "load": [min(loads), max(loads)],
             "models": models,
         }
-        RAW.write_text(json.dumps(raw, indent=1) + "\n")
-    TABLE.write_text(report(json.loads(RAW.read_text())))
+        runs = json.loads(RAW.read_text()) if RAW.exists() else {}
+        RAW.write_text(json.dumps({**runs, str(args.threads): raw}, indent=1) + "\n")
+    runs = json.loads(RAW.read_text())
+    TABLE.write_text("# What a forward costs\n\n" + "\n".join(report(runs[threads]) for threads in sorted(runs)))
     print(TABLE.read_text())
 
 

@@ -24,6 +24,7 @@ __all__ = ["FORMATS", "KernelDecoder", "unsupported"]
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}  # of the weights
 ALIGNMENT = 64
+LARGE_PAGE = 1 << 21
 
 _Int, _Float, _Pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 
@@ -83,16 +84,26 @@ def unsupported(
 
 
 class _Arena:
-    """One block of memory for all packed matrices, in the order of their use and on large pages where there are any."""
+    """Memory for what the structs point to, handed out in order; on large pages where there are any.
 
-    def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, size + ALIGNMENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._view = ctypes.c_char.from_buffer(self._memory)
-        self._next = -(-ctypes.addressof(self._view) // ALIGNMENT) * ALIGNMENT
+    It is apart from PyTorch's allocator: small tensors there that outlive large ones keep the large ones' memory.
+    """
+
+    def __init__(self, block: int) -> None:
+        self._block, self._next, self._end = block, 0, 0
+        self._held: list[object] = []
 
     def take(self, size: int) -> int:
+        """The address of ``size`` bytes, aligned."""
+        size = -(-size // ALIGNMENT) * ALIGNMENT
+        if self._next + size > self._end:
+            memory = mmap.mmap(-1, max(size, self._block), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE") and self._block > LARGE_PAGE:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            view = ctypes.c_char.from_buffer(memory)  # keeps the memory where it is; it begins with a page
+            self._held.append(view)
+            self._next = ctypes.addressof(view)
+            self._end = self._next + len(memory)
         address, self._next = self._next, self._next + size
         return address
 
@@ -109,13 +120,13 @@ class KernelDecoder:
         assert not isinstance(found, str)
         config = reader.config
         self._library, self._format, self._vocabulary = found, FORMATS[weights], config.vocab_size
-        self._held: list[Tensor] = []  # what the structs point to
+        self._small = _Arena(1 << 20)  # norms, biases, scales
         heads, kv_heads, head = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [((heads + 2 * kv_heads) * head, hidden, 0), (hidden, heads * head, 0), (2 * inner, hidden, 1)]
         shapes = [*shapes, (hidden, inner, 0)] * config.num_hidden_layers + [(config.vocab_size, hidden, 0)]
-        self._arena = _Arena(sum(found.ouroboros_packed_size(self._format, *shape) for shape in shapes))
-        embedding = None if config.tie_word_embeddings else self._hold(reader.embedding())
+        self._large = _Arena(sum(found.ouroboros_packed_size(self._format, *shape) for shape in shapes))
+        self._embedding = None if config.tie_word_embeddings else reader.embedding()
         # The largest matrix comes first, while little else is in memory: it is there twice until it is packed.
         packed_head = self._matrix(reader.head(), None)
         self._layers = (_Layer * config.num_hidden_layers)()
@@ -131,7 +142,7 @@ class KernelDecoder:
             *(self._format, config.vocab_size, hidden, inner, config.num_hidden_layers, heads, kv_heads, head),
             *(config.rms_norm_eps, scale, config.embedding_multiplier, config.residual_multiplier),
             config.logits_divisor,
-            embedding,
+            None if self._embedding is None else self._embedding.data_ptr(),
             self._floats(reader.norm()),
             packed_head,
             ctypes.addressof(self._layers),
@@ -178,12 +189,13 @@ class KernelDecoder:
             block.advance()
         return logits
 
-    def _hold(self, tensor: Tensor) -> int:
-        self._held.append(tensor)
-        return tensor.data_ptr()
-
     def _floats(self, tensor: Tensor | None) -> int | None:
-        return None if tensor is None else self._hold(tensor.float().contiguous())
+        if tensor is None:
+            return None
+        wide = tensor.float().contiguous()
+        address = self._small.take(wide.nbytes)
+        ctypes.memmove(address, wide.data_ptr(), wide.nbytes)
+        return address
 
     def _matrix(self, weight: Tensor, bias: Tensor | None) -> _Matrix:
         return self._pack(weight, bias, weight.shape[0], 0)
@@ -200,8 +212,8 @@ class KernelDecoder:
 
     def _pack(self, weight: Tensor, bias: Tensor | None, outputs: int, gate_up: int) -> _Matrix:
         shape = (*weight.shape, gate_up)
-        to = self._arena.take(self._library.ouroboros_packed_size(self._format, *shape))
-        scale = self._hold(torch.empty(outputs)) if self._format == FORMATS["int8"] else None
+        to = self._large.take(self._library.ouroboros_packed_size(self._format, *shape))
+        scale = self._small.take(4 * outputs) if self._format == FORMATS["int8"] else None
         self._library.ouroboros_pack(self._format, weight.data_ptr(), *shape, to, scale)
         return _Matrix(to, self._floats(bias), scale, outputs, weight.shape[1])
 
