@@ -29,6 +29,8 @@ from ouroboros.pairing import EMBEDDED
 HERE = Path(__file__).parent
 RAW, TABLE = HERE / "results" / "speed.json", HERE / "speed.md"
 PROMPTS = HERE / "data" / "humaneval.jsonl"
+# Where a row costs nearly what a forward does, as on a CPU: few rows, each of them likely.
+NARROW = {"tree_tokens": 8, "window": 0, "candidates": 2, "side_branches": 1, "siblings": 1, "branch_tokens": 4}
 METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name: method, options, whether the pool stays
     "autoregressive": ("autoregressive", {}, False),
     "prompt lookup": ("prompt_lookup", {}, False),
@@ -38,10 +40,9 @@ METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name: method, option
     "speculative, γ = 2": ("speculative", {"draft_tokens": 2}, False),
     "speculative, γ = 4": ("speculative", {"draft_tokens": 4}, False),
     "speculative, γ = 7": ("speculative", {"draft_tokens": 7}, False),
-    "ouroboros, 12 tokens, cold": ("ouroboros", {"tree_tokens": 12}, False),
-    "ouroboros, 20 tokens, cold": ("ouroboros", {"tree_tokens": 20}, False),
-    "ouroboros, 32 tokens, cold": ("ouroboros", {}, False),
-    "ouroboros, 20 tokens, warm": ("ouroboros", {"tree_tokens": 20}, True),
+    "ouroboros, defaults, cold": ("ouroboros", {}, False),
+    "ouroboros, narrow, cold": ("ouroboros", NARROW, False),
+    "ouroboros, narrow, warm": ("ouroboros", NARROW, True),
 }
 TEMPERATURES = (0.0, 0.8)
 
@@ -99,11 +100,11 @@ def main() -> None:
                     }
                 )
     settings = {
+        **vars(arguments),
         "target": f"{describe(target.info)}; {target.info.engine}; {target.info.grown}",
         "draft": f"{describe(draft.info)}; {draft.info.engine}; {draft.info.grown}",
         "machine": machine(target.info.device),
         "version": ouroboros.__version__,
-        **vars(arguments),
     }
     RAW.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     TABLE.write_text(report(settings, rows))
