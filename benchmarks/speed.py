@@ -11,6 +11,7 @@ pair's, what they cost is that of their size. Raw results: benchmarks/results/sp
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 import ouroboros
+from ouroboros.config import OuroborosOptions
 from ouroboros.control.cost import describe, machine
 from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.models.grow import load_grown
@@ -29,8 +31,6 @@ from ouroboros.pairing import EMBEDDED
 HERE = Path(__file__).parent
 RAW, TABLE = HERE / "results" / "speed.json", HERE / "speed.md"
 PROMPTS = HERE / "data" / "humaneval.jsonl"
-# Where a row costs nearly what a forward does, as on a CPU: few rows, each of them likely.
-NARROW = {"tree_tokens": 8, "window": 0, "candidates": 2, "side_branches": 1, "siblings": 1, "branch_tokens": 4}
 METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name: method, options, whether the pool stays
     "autoregressive": ("autoregressive", {}, False),
     "prompt lookup": ("prompt_lookup", {}, False),
@@ -40,9 +40,9 @@ METHODS: dict[str, tuple[str, dict[str, Any], bool]] = {  # name: method, option
     "speculative, γ = 2": ("speculative", {"draft_tokens": 2}, False),
     "speculative, γ = 4": ("speculative", {"draft_tokens": 4}, False),
     "speculative, γ = 7": ("speculative", {"draft_tokens": 7}, False),
-    "ouroboros, defaults, cold": ("ouroboros", {}, False),
-    "ouroboros, narrow, cold": ("ouroboros", NARROW, False),
-    "ouroboros, narrow, warm": ("ouroboros", NARROW, True),
+    "ouroboros, wide, cold": ("ouroboros", dataclasses.asdict(OuroborosOptions()), False),
+    "ouroboros, cold": ("ouroboros", {}, False),  # the defaults, which are narrow on a CPU
+    "ouroboros, warm": ("ouroboros", {}, True),
 }
 TEMPERATURES = (0.0, 0.8)
 

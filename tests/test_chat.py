@@ -115,7 +115,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, decoder: Decoder) -> None:
     monkeypatch.setattr(cli, "_load", load)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert cli.main(["chat"]) == 0
-    assert seen == [(None, None, "ouroboros", decoder.options, Place(), None, False)]
+    assert seen == [(None, None, "ouroboros", {}, Place(), None, False)]
 
 
 def test_ctrl_c_stops_an_answer_and_no_more(tmp_path: Path) -> None:

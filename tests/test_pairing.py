@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ from transformers import (
 )
 
 import ouroboros
-from ouroboros.config import METHODS, MethodOptions, OuroborosOptions, SpeculativeOptions
+from ouroboros.config import METHODS, MethodOptions, OuroborosOptions, SpeculativeOptions, options_for
 from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError, UnsupportedArchitecture
 from ouroboros.models import loading
 from ouroboros.phrases.pool import PhrasePool
@@ -468,7 +469,7 @@ def test_options(pair: Mapping[str, Any]) -> None:
     assert ouroboros.load(**pair, method="speculative", options={"draft_tokens": 3}).options == options
     assert ouroboros.load(**pair, method="speculative", options={}).options == SpeculativeOptions()
     changes = {"window": 0, "min_chance": 0.5, "reuse": False}
-    assert ouroboros.load(**pair, options=changes).options == OuroborosOptions(window=0, min_chance=0.5, reuse=False)
+    assert ouroboros.load(**pair, options=changes).options == options_for("ouroboros", changes, narrow=True)
 
 
 @pytest.mark.parametrize(
@@ -626,3 +627,12 @@ def test_a_broken_tokenizer_is_named(models: Mapping[str, Path], tmp_path: Path)
     (target / "tokenizer.json").write_text("{")
     with refused(LoadError, repr(str(target)), "tokenizer"):
         ouroboros.load(target, method="autoregressive")
+
+
+def test_defaults_are_narrow_where_rows_cost_time() -> None:
+    narrow = OuroborosOptions(**OuroborosOptions.NARROW)
+    assert narrow.tree_tokens < OuroborosOptions().tree_tokens
+    assert ouroboros.load(device="cpu").options == narrow
+    assert ouroboros.load(device="cpu", options={"window": 3}).options == dataclasses.replace(narrow, window=3)
+    assert ouroboros.load(device="cpu", options=OuroborosOptions()).options == OuroborosOptions()
+    assert options_for("ouroboros") == OuroborosOptions()

@@ -7,7 +7,7 @@ transformers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -59,7 +59,7 @@ def _load(
     target: str | None,
     draft: str | None,
     method: str,
-    options: MethodOptions,
+    options: MethodOptions | Mapping[str, str],
     place: Place,
     pool: str | bool | None,
     pool_read_only: bool,

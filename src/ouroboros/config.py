@@ -181,9 +181,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class MethodOptions:
-    """What every method's options share: whole numbers are bounded by ``BOUNDS``, the rest by their type."""
+    """What every method's options share: whole numbers are bounded by ``BOUNDS``, the rest by their type.
+
+    ``NARROW``: what ``load`` takes in place of defaults where each row of a forward costs time, as on a CPU.
+    """
 
     BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {}
+    NARROW: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -304,6 +308,14 @@ class OuroborosOptions(MethodOptions):
         "branches": (0, 64),
         "branch_tokens": (1, 64),
     }
+    NARROW: ClassVar[Mapping[str, Any]] = {  # benchmarks/speed.md
+        "tree_tokens": 8,
+        "window": 0,
+        "candidates": 2,
+        "side_branches": 1,
+        "siblings": 1,
+        "branch_tokens": 4,
+    }
     draft_tokens: int = 4
     min_chance: float = 0.1
     side_branches: int = 3
@@ -331,33 +343,38 @@ METHODS: Mapping[str, type[MethodOptions]] = {
 }
 
 
-def options_for(method: str, options: MethodOptions | Mapping[str, Any] | None = None) -> MethodOptions:
+def options_for(
+    method: str, options: MethodOptions | Mapping[str, Any] | None = None, narrow: bool = False
+) -> MethodOptions:
     """``options`` checked against ``method``, made of a mapping of its fields, or the method's defaults.
+
+    Args:
+        narrow: whether the method's ``NARROW`` stands in for its defaults, where a mapping names no other value.
 
     Raises:
         InputError: the method is unknown, or the options belong to another method, or are unknown or out of range.
     """
     if isinstance(options, Mapping):
-        return options_from_strings(method, {name: str(value) for name, value in options.items()})
+        return options_from_strings(method, {name: str(value) for name, value in options.items()}, narrow)
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     kind = METHODS[method]
     if options is None:
-        return kind()
+        return kind(**kind.NARROW) if narrow else kind()
     if type(options) is not kind:
         raise InputError(f"options for method {method!r} must be {kind.__name__}, not {options!r}")
     return options
 
 
-def options_from_strings(method: str, settings: Mapping[str, str]) -> MethodOptions:
-    """The method's options from ``name -> value`` texts, as the command line gives them.
+def options_from_strings(method: str, settings: Mapping[str, str], narrow: bool = False) -> MethodOptions:
+    """The method's options from ``name -> value`` texts, as the command line gives them; ``narrow``: see options_for.
 
     Raises:
         InputError: unknown method or option, or a value that does not convert or is out of range.
     """
     kind = type(options_for(method))
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    values: dict[str, int | float | bool] = {}
+    values: dict[str, Any] = dict(kind.NARROW) if narrow else {}
     for name, text in settings.items():
         if name not in fields:
             allowed = ", ".join(fields) or "none"

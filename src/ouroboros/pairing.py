@@ -55,7 +55,8 @@ def load(
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.
         pool: None: phrases are kept as long as the decoder; False: an empty pool for every call; a path: read if it
             exists and saved on ``close`` (not with ``pool_read_only``, which needs the file); or a PhrasePool.
-        options: the method's dataclass of config.py, or a dict of its fields.
+        options: the method's dataclass of config.py, or a dict of its fields. What is not said has its default, on a
+            CPU that of the class's ``NARROW``: there each row of a forward costs time.
         revision, token: of the hub.
         backend: ``native`` (the library's own decoder), ``transformers`` (any causal language model that it has, run
             by its own code), or ``auto``: native where it can be, else transformers.
@@ -66,7 +67,7 @@ def load(
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
         PoolFileError: the pool's file is no pool, or of another vocabulary.
     """
-    chosen = options_for(method, options)
+    chosen = options_for(method, options)  # to be refused before anything is read
     needs_draft = method in NEEDS_DRAFT
     if draft is not None and not needs_draft:
         raise InputError(f"method {method!r} uses no draft model; draft must be None, not {_name(draft)}")
@@ -88,6 +89,8 @@ def load(
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {_name(target)}")
     place = pick_device(device)
     target_model, words = _load_model(target, dtype, device, place, revision, token, backend, device_map)
+    if not isinstance(options, MethodOptions):
+        chosen = options_for(method, options, narrow=target_model.info.device == "cpu")
     if tokenizer is not None:
         words = Tokenizer.wrap(tokenizer)
     draft_model = None

@@ -65,7 +65,8 @@ def chat(
     from ouroboros._render import Screen
 
     tools: Tools = context.obj
-    options = options_from_strings(method, method_settings(assignments))
+    options = method_settings(assignments)
+    options_from_strings(method, options)  # to be refused before anything is read
     if params.logprobs is not None:
         raise InputError("--logprobs is for generate --json: a conversation has no place for them")
     if context.get_parameter_source("max_new_tokens") is not click.core.ParameterSource.COMMANDLINE:

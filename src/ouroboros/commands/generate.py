@@ -63,7 +63,8 @@ def generate(
     """Continue PROMPT, or standard input if it is -, or the text of --prompt-file."""
     from ouroboros._render import Screen
 
-    options = options_from_strings(method, method_settings(assignments, draft_tokens))
+    options = method_settings(assignments, draft_tokens)
+    options_from_strings(method, options)  # to be refused before anything is read
     if params.logprobs is not None and not as_json:
         raise InputError("--logprobs needs --json: a text has no place for them")
     if pool_read_only and pool is None:

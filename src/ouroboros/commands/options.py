@@ -66,7 +66,7 @@ class Load(Protocol):
         target: str | None,
         draft: str | None,
         method: str,
-        options: MethodOptions,
+        options: MethodOptions | Mapping[str, str],
         place: Place,
         pool: str | bool | None,
         pool_read_only: bool,
