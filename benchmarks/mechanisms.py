@@ -28,6 +28,7 @@ from rich.progress import Progress
 
 import ouroboros
 from ouroboros.config import METHODS, options_from_strings
+from ouroboros.stats import repeated_4grams
 
 HERE = Path(__file__).parent
 RAW = HERE / "results" / "mechanisms.jsonl"
@@ -96,7 +97,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         return {
             **{name: stats[name] for name in COUNTS},
             "accepted_by_origin": stats["accepted_by_origin"],
-            "repeated_4grams": repeated(result.token_ids),
+            "repeated_4grams": repeated_4grams(result.token_ids),
             "tokens_sha1": hashlib.sha1(str(result.token_ids).encode()).hexdigest()[:16],
         }
 
@@ -120,12 +121,6 @@ def measure(setting: Setting) -> dict[str, Any]:
         "machine": platform.machine(),
         "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True).strip(),
     }
-
-
-def repeated(tokens: tuple[int, ...]) -> float:
-    """Share of the 4-grams that stood in the same text before."""
-    grams = [tokens[i : i + 4] for i in range(len(tokens) - 3)]
-    return 1 - len(set(grams)) / len(grams)
 
 
 def total(rows: list[dict[str, Any]], part: str, whole: str) -> float:

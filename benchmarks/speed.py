@@ -27,6 +27,7 @@ from ouroboros.control.cost import describe, machine
 from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.models.grow import load_grown
 from ouroboros.pairing import EMBEDDED
+from ouroboros.stats import repeated_4grams
 
 HERE = Path(__file__).parent
 RAW, TABLE = HERE / "results" / "speed.json", HERE / "speed.md"
@@ -96,7 +97,7 @@ def main() -> None:
                         "target_forwards": stats.target_forwards,
                         "draft_forwards": stats.draft_forwards,
                         "same": result.token_ids == plain,
-                        "repeated": repeated(result.token_ids),
+                        "repeated": repeated_4grams(result.token_ids),
                     }
                 )
     settings = {
@@ -109,12 +110,6 @@ def main() -> None:
     RAW.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     TABLE.write_text(report(settings, rows))
     print(TABLE.read_text())
-
-
-def repeated(tokens: tuple[int, ...]) -> float:
-    """The share of 4-grams that occurred before."""
-    grams = [tokens[i : i + 4] for i in range(len(tokens) - 3)]
-    return 1 - len(set(grams)) / len(grams)
 
 
 def speed_up(plain: list[float], mine: list[float]) -> tuple[float, float, float]:

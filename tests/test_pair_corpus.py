@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from training.pair_card import parses, repeated
+from ouroboros.stats import repeated_4grams
+from training.pair_card import parses
 from training.pair_corpus import LEAST_WORDS, _remember, build_corpus, evaluation_texts, functions, licence_of, overlaps
 from training.pair_corpus import text_grams as grams
 
@@ -67,6 +68,6 @@ def test_no_evaluation_text_is_in_the_corpus(tmp_path: Path) -> None:
 
 
 def test_figures_of_the_card() -> None:
-    assert repeated([1, 2, 3, 4] * 2) == pytest.approx(1 / 5)
+    assert repeated_4grams([1, 2, 3, 4] * 2) == pytest.approx(1 / 5)
     assert parses("def f(a):\n", "    return a\nprint(f(")
     assert not parses("def f(a):\n", "    return (a\n")

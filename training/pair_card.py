@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import ouroboros
+from ouroboros.stats import repeated_4grams
 from ouroboros.training.modules import read_module
 from ouroboros.training.records import Record, jobs_for, record
 from ouroboros.training.replay import agreements, chain
@@ -51,7 +52,7 @@ def write_card(
                 "temperature": temperature,
                 "agreement": ratio(sum(map(sum, agreed)), sum(map(len, agreed))),
                 "chains": {gamma: chain_tokens(agreed, some, gamma) for gamma in GAMMAS},
-                "repeated_4grams": sum(repeated(one.tokens) for one in some) / len(some),
+                "repeated_4grams": sum(repeated_4grams(one.tokens) for one in some) / len(some),
                 "parses": sum(map(parses, prompts, texts)) / len(some),
                 "ended": sum(one.tokens[-1] == 0 for one in some) / len(some),
             }
@@ -65,12 +66,6 @@ def chain_tokens(agreed: Sequence[Sequence[bool]], records: Sequence[Record], ga
     """Tokens per target forward of chains of γ draft tokens."""
     forwards = sum(chain(row, gamma, one.budget) for row, one in zip(agreed, records, strict=True))
     return ratio(sum(len(one.tokens) for one in records), forwards)
-
-
-def repeated(tokens: Sequence[int]) -> float:
-    """Share of the 4-grams that stood in the same text before."""
-    grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def parses(prompt: str, text: str) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from ouroboros.errors import InputError
 from ouroboros.text import Tokenizer
 
-__all__ = ["Message", "Prompt", "check_ids", "encode", "is_batch", "short"]
+__all__ = ["Message", "Prompt", "check_ids", "encode", "is_batch", "read_text", "short"]
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, as chat templates take it
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -67,6 +68,20 @@ def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
     wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
     if wrong is not None:
         raise InputError(f"{name} holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
+
+
+def read_text(name: str, kind: str) -> str:
+    """A UTF-8 file's text; ``kind``: what an error calls the file.
+
+    Raises:
+        InputError: unreadable, or not UTF-8.
+    """
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {kind} {name!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{kind} {name!r} must be UTF-8 text") from None
 
 
 def short(value: object) -> str:

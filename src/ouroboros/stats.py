@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Stats", "StatsRecorder"]
+__all__ = ["Stats", "StatsRecorder", "repeated_4grams"]
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
+
+
+def repeated_4grams(tokens: Sequence[int]) -> float:
+    """Share of the 4-grams that stood in the same text before: how much of it loops."""
+    grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
+    return _ratio(len(grams) - len(set(grams)), len(grams))
 
 
 def _plain(value: object) -> object:

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +22,7 @@ from ouroboros.commands.options import (
 )
 from ouroboros.config import METHODS, SamplingParams, options_from_strings
 from ouroboros.errors import InputError
+from ouroboros.prompts import read_text
 
 if TYPE_CHECKING:
     from ouroboros._render import Screen
@@ -71,7 +71,7 @@ def chat(
         raise InputError("--logprobs is for generate --json: a conversation has no place for them")
     if context.get_parameter_source("max_new_tokens") is not click.core.ParameterSource.COMMANDLINE:
         params = replace(params, max_new_tokens=_NEW_TOKENS)
-    template = None if chat_template is None else _read_template(chat_template)
+    template = None if chat_template is None else read_text(chat_template, "chat template")
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = tools.load(target, draft, method, options, place, pool, False)
@@ -155,15 +155,6 @@ def _lines(screen: Screen) -> Iterator[str]:
                 break
             parts[-1] = parts[-1][:-1]
         yield "\n".join(parts)
-
-
-def _read_template(name: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read chat template {name!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"chat template {name!r} must be UTF-8 text") from None
 
 
 def _check_template(decoder: Decoder, template: str | None) -> None:

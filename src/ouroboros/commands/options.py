@@ -16,6 +16,7 @@ import click
 from ouroboros.commands.process import Interrupts
 from ouroboros.config import GRAMMARS, MethodOptions, SamplingParams
 from ouroboros.errors import InputError
+from ouroboros.prompts import read_text
 
 if TYPE_CHECKING:
     from ouroboros._render import Screen
@@ -166,12 +167,7 @@ def _grammar(given: Mapping[str, str | None]) -> dict[str, str] | None:
         raise InputError(f"only one grammar can be given, not {' and '.join('--' + name for name in found)}")
     for name, text in found.items():
         if text.startswith("@"):
-            try:
-                found[name] = Path(text[1:]).read_text(encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"cannot read grammar file {text[1:]!r}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise InputError(f"grammar file {text[1:]!r} must be UTF-8 text") from None
+            found[name] = read_text(text[1:], "grammar file")
     return found or None
 
 

@@ -10,11 +10,9 @@ import bisect
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from ouroboros.directories import cache_directory
 from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest
 from ouroboros.models.context import Context
@@ -168,15 +167,6 @@ def _spread(times: Sequence[float]) -> float:
         return 0.0
     low, _, high = statistics.quantiles(times, n=4, method="inclusive")
     return high - low
-
-
-def cache_directory() -> Path:
-    """Where this user keeps what can be made again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ouroboros"
 
 
 def profile_path(info: ModelInfo, directory: Path | None = None) -> Path:

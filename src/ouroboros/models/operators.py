@@ -8,7 +8,7 @@ Tensor names: N rows of this forward, E hidden size, H query heads, K key heads,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +90,6 @@ class OperatorDecoder:
     def _hidden(self, blocks: Sequence[Block]) -> Tensor:
         """Hidden states [N, E] of all new rows, before the final norm; the caches then hold them."""
         config = self._config
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         positions = [p for block in blocks for p in block.positions()]
         for block in blocks:
             block.cache.reserve(len(block))
@@ -99,35 +98,48 @@ class OperatorDecoder:
         cos_ND, sin_ND = self._rotary(positions)
         tokens = torch.tensor([t for b in blocks for t in b.tokens], device=self._device)
         # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
-        x_NE = self.embedding[tokens.clamp_(max=config.vocab_size - 1)]
+        tokens.clamp_(max=config.vocab_size - 1)
+
+        def attention(i: int, q_HND: Tensor, k_HND: Tensor, v_HND: Tensor) -> Tensor:
+            parts = []
+            rows = q_HND.split(sizes, 1), k_HND.split(sizes, 1), v_HND.split(sizes, 1)
+            for block, view, q, k, v in zip(blocks, views, *rows, strict=True):
+                first, mask = view[self.layers[i].window]
+                keys, values = block.cache.write(i, k, v, first)
+                parts.append(attend(q, keys, values, mask, config.attention_scale))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        x_NE = self.run(tokens, cos_ND, sin_ND, attention)
+        for block in blocks:
+            block.advance()
+        return x_NE
+
+    def run(
+        self, tokens: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Hidden states [N, E] behind all layers, before the final norm.
+
+        Args:
+            tokens: int64 [N], within the vocabulary. attention: from a layer's number, queries [H, N, D], keys and
+                values [K, N, D], which it puts into the cache, to [N, H * D].
+        """
+        config = self._config
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        x_NE = self.embedding[tokens]
         if config.embedding_multiplier != 1:
             x_NE = x_NE * config.embedding_multiplier
         for i, layer in enumerate(self.layers):
             qkv_ND = layer.qkv(rms_norm(x_NE, layer.input_norm, config.rms_norm_eps))
-            qkv_HND = qkv_ND.view(len(positions), heads + 2 * kv_heads, config.head_dim).transpose(0, 1)
+            qkv_HND = qkv_ND.view(len(tokens), heads + 2 * kv_heads, config.head_dim).transpose(0, 1)
             qk_HND = qkv_HND[: heads + kv_heads]
             if layer.qk_norm is not None:
                 qk_HND = rms_norm(qk_HND, layer.qk_norm, config.rms_norm_eps)
             if layer.rotary:
                 qk_HND = rotate(qk_HND, cos_ND, sin_ND)
-            parts = []
-            for block, view, q, k, v in zip(
-                blocks,
-                views,
-                qk_HND[:heads].split(sizes, 1),
-                qk_HND[heads:].split(sizes, 1),
-                qkv_HND[heads + kv_heads :].split(sizes, 1),
-                strict=True,
-            ):
-                first, mask = view[layer.window]
-                keys, values = block.cache.write(i, k, v, first)
-                parts.append(attend(q, keys, values, mask, config.attention_scale))
-            added_NE = layer.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+            added_NE = layer.out(attention(i, qk_HND[:heads], qk_HND[heads:], qkv_HND[heads + kv_heads :]))
             x_NE = torch.add(x_NE, added_NE, alpha=config.residual_multiplier)
             gate, up = layer.gate_up(rms_norm(x_NE, layer.post_norm, config.rms_norm_eps)).chunk(2, -1)
             x_NE = torch.add(x_NE, layer.down(F.silu(gate) * up), alpha=config.residual_multiplier)
-        for block in blocks:
-            block.advance()
         return x_NE
 
     def _views(self, block: Block) -> dict[int | None, View]:

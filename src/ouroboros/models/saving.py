@@ -46,34 +46,22 @@ def write_directory(
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise InputError(f"{str(out)!r} is not empty; a checkpoint needs a directory of its own")
-        _write(out, raw, shapes, get, dtype, shard_bytes, beside)
+        shards = _shards({name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}, shard_bytes)
+        files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        if len(shards) == 1:
+            files = ["model.safetensors"]
+        for file, names in zip(files, shards, strict=True):
+            save_file({name: get(name).cpu().contiguous() for name in names}, out / file, metadata={"format": "pt"})
+        if len(shards) > 1:
+            total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+            places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            _dump(out / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        for file_ in {file for pattern in TEXT_FILES for file in beside.glob(pattern) if file.is_file()}:
+            if file_.name not in ("config.json", INDEX):
+                shutil.copyfile(file_, out / file_.name)
+        _dump(out / "config.json", raw)  # last: without it, what was cut short is no checkpoint
     except OSError as error:
         raise InputError(f"cannot write {str(out)!r}: {error}") from error
-
-
-def _write(
-    out: Path,
-    raw: Mapping[str, object],
-    shapes: Mapping[str, Shape],
-    get: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    shard_bytes: int,
-    beside: Path,
-) -> None:
-    shards = _shards({name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}, shard_bytes)
-    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        files = ["model.safetensors"]
-    for file, names in zip(files, shards, strict=True):
-        save_file({name: get(name).cpu().contiguous() for name in names}, out / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        _dump(out / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    for file_ in {file for pattern in TEXT_FILES for file in beside.glob(pattern) if file.is_file()}:
-        if file_.name not in ("config.json", INDEX):
-            shutil.copyfile(file_, out / file_.name)
-    _dump(out / "config.json", raw)  # last: without it, what was cut short is no checkpoint
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:

@@ -24,8 +24,7 @@ from torch import Tensor
 from ouroboros.models.attention import visible_rows
 from ouroboros.models.block import Block
 from ouroboros.models.kv_cache import KVCache
-from ouroboros.models.operators import OperatorDecoder, rms_norm
-from ouroboros.models.rotary import rotate
+from ouroboros.models.operators import OperatorDecoder
 from ouroboros.models.weights import Reader
 
 __all__ = ["StaticDecoder"]
@@ -86,29 +85,20 @@ class StaticDecoder:
         tree_NR = tree_NR.view(rows, region)
         masks = self._masks(positions, root, region_positions, tree_NR, span)
         cos_ND, sin_ND = (table[positions] for table in operators.tables)
-        x_NE = operators.embedding[tokens]
-        if config.embedding_multiplier != 1:
-            x_NE = x_NE * config.embedding_multiplier
-        for i, layer in enumerate(operators.layers):
-            qkv_ND = layer.qkv(rms_norm(x_NE, layer.input_norm, config.rms_norm_eps))
-            qkv_HND = qkv_ND.view(rows, heads + 2 * kv_heads, size).transpose(0, 1)
-            qk_HND = qkv_HND[: heads + kv_heads]
-            if layer.qk_norm is not None:
-                qk_HND = rms_norm(qk_HND, layer.qk_norm, config.rms_norm_eps)
-            if layer.rotary:
-                qk_HND = rotate(qk_HND, cos_ND, sin_ND)
+
+        def attention(i: int, q_HND: Tensor, k_HND: Tensor, v_HND: Tensor) -> Tensor:
             keys, values = buffer[i]
-            keys.index_copy_(1, places, qk_HND[heads:])
-            values.index_copy_(1, places, qkv_HND[heads + kv_heads :])
+            keys.index_copy_(1, places, k_HND)
+            values.index_copy_(1, places, v_HND)
             # Query heads that share a key head are rows of one attention: kernels take a mask then, and copy no keys.
-            queries = qk_HND[:heads].reshape(1, kv_heads, heads // kv_heads * rows, size)
+            queries = q_HND.reshape(1, kv_heads, heads // kv_heads * rows, size)
+            mask = masks[operators.layers[i].window]
             out = F.scaled_dot_product_attention(
-                queries, keys[None, :, :span], values[None, :, :span], masks[layer.window], scale=config.attention_scale
+                queries, keys[None, :, :span], values[None, :, :span], mask, scale=config.attention_scale
             )
-            out_ND = out.view(heads, rows, size).transpose(0, 1).reshape(rows, heads * size)
-            x_NE = torch.add(x_NE, layer.out(out_ND), alpha=config.residual_multiplier)
-            gate, up = layer.gate_up(rms_norm(x_NE, layer.post_norm, config.rms_norm_eps)).chunk(2, -1)
-            x_NE = torch.add(x_NE, layer.down(F.silu(gate) * up), alpha=config.residual_multiplier)
+            return out.view(heads, rows, size).transpose(0, 1).reshape(rows, heads * size)
+
+        x_NE = operators.run(tokens, cos_ND, sin_ND, attention)
         return operators.logits(x_NE[wanted])
 
     def _masks(

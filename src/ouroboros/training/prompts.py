@@ -11,11 +11,10 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError
-from ouroboros.prompts import Prompt, encode
+from ouroboros.prompts import Prompt, encode, read_text
 from ouroboros.text import Tokenizer
 
 __all__ = ["Material", "gather", "read_prompts"]
@@ -81,7 +80,7 @@ def read_prompts(name: str) -> list[Prompt]:
     Raises:
         InputError: an unreadable or empty file, or a line that is not as it should be.
     """
-    text = _read(name, "prompt file")
+    text = read_text(name, "prompt file")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"prompt file {name!r} is empty; it must hold at least one prompt")
@@ -122,15 +121,6 @@ def _prompt_of(row: Mapping[str, Any]) -> Prompt | None:
 
 
 def _encode_text(name: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
-    ids = encode(_read(name, "text file"), tokenizer, vocab_size, 2**31, f"text file {name!r}")
+    ids = encode(read_text(name, "text file"), tokenizer, vocab_size, 2**31, f"text file {name!r}")
     end = None if tokenizer is None else tokenizer.eos_token_id
     return ids if end is None else [*ids, end]
-
-
-def _read(name: str, kind: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {kind} {name!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{kind} {name!r} must be UTF-8 text") from None

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from ouroboros.directories import cache_directory
+
 __all__ = ["SWITCH", "UnavailableError", "compile_kernels", "library"]
 
 SWITCH = "OUROBOROS_KERNELS"
@@ -83,8 +85,7 @@ def _compiler() -> str:
 
 def _cache_directory() -> Path:
     """A directory that can be written to; where the user's own cannot, one for this process alone."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root) / "ouroboros" / "kernels"
+    path = cache_directory() / "kernels"
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
