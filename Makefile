@@ -4,13 +4,42 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check lint types imports build clean help
+.PHONY: demo test bench bench-full bench-again check lint types imports build clean help
 
 demo: $(READY)  ## show plain and speculative decoding side by side, with the embedded models
 	@$(BIN)/ouroboros demo
 
 test: $(READY)  ## run the tests: on a CPU, offline, without those marked slow or gpu
 	$(BIN)/pytest -n 2
+
+# Results, tables and plots go into $(RESULTS), and are gone on with when the same is asked for again.
+RESULTS := bench-results
+BENCH = $(BIN)/ouroboros bench --grow 0.35b/62m --dtype bfloat16 --peer all --plots $(RESULTS)/$@ \
+	--out $(RESULTS)/$@.jsonl --report $(RESULTS)/$@.md
+
+bench: $(READY)  ## measure every method and transformers on nine tasks: under 20 minutes on two cores
+	@mkdir -p $(RESULTS)
+	$(BENCH)
+	@cat $(RESULTS)/$@.md
+
+# Other programs, shuffled memories and the ablation on some of the prompts alone: the report says on which.
+bench-full: $(READY)  ## 8 prompts a task, longer outputs, all states, ablation: 75 minutes; the README's table
+	@mkdir -p $(RESULTS)
+	$(BENCH) --prompts 8 --new-tokens 128 --state cold --state warm --state shuffled --shuffled-prompts 1 \
+		--ablation --ablation-prompts 4 \
+		--ablation-task humaneval --ablation-task math_reasoning --ablation-task multi_turn
+	@cat $(RESULTS)/$@.md
+
+# Twice with the T(n) and the options of earlier results: the same counts, and speed-ups within 10 % of each other.
+FROZEN := $(RESULTS)/bench.jsonl
+AGAIN = $(BIN)/ouroboros bench --grow 0.35b/62m --dtype bfloat16 --frozen $(FROZEN) --state cold --prompts 4 \
+	--task humaneval --task math_reasoning --task multi_turn --report $(RESULTS)/$@.md
+
+bench-again: $(READY)  ## after bench: whether two runs with a frozen T(n) are the same, in 7 minutes
+	@rm -f $(RESULTS)/$@-1.jsonl $(RESULTS)/$@-2.jsonl
+	$(AGAIN) --out $(RESULTS)/$@-1.jsonl
+	$(AGAIN) --out $(RESULTS)/$@-2.jsonl
+	$(BIN)/ouroboros bench compare $(RESULTS)/$@-1.jsonl $(RESULTS)/$@-2.jsonl
 
 check: lint types imports  ## lint, types and imports: what CI asks of the code
 
@@ -33,7 +62,7 @@ clean:  ## remove the environment, builds and caches
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 # The environment, made anew when what it is made of has changed. `make PYTHON=...` chooses the interpreter.
 $(READY): pyproject.toml constraints.txt

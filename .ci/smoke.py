@@ -9,8 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import ouroboros
+from ouroboros.bench.demo import demo_prompts
 
-METHODS = ["autoregressive", "speculative", "prompt_lookup", "lookahead", "ouroboros"]
+METHODS = [
+    "autoregressive",
+    "speculative",
+    "prompt_lookup",
+    "lookahead",
+    "suffix_decoding",
+    "token_recycling",
+    "ouroboros",
+]
 PROMPT = "def fibonacci(n):"
 
 
@@ -33,8 +42,7 @@ def main() -> None:
     assert 1 <= len(answer["token_ids"]) <= 16, answer
     print(f"command line: {len(answer['token_ids'])} tokens, {answer['text']!r}")
 
-    demo = (package / "data" / "humaneval_demo.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [PROMPT, *(json.loads(line)["prompt"] for line in demo)]
+    prompts = [PROMPT, *(prompt.text for prompt in demo_prompts())]
     for sampling in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 1}):
         expected: list[list[int]] = []
         for method in METHODS:

@@ -14,6 +14,7 @@ last one with as many threads. Raw results: benchmarks/results/forward_cost.json
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RAW, TABLE = HERE / "results" / "forward_cost.json", HERE / "forward_cost.md"
 ROWS = (1, 2, 4, 8, 16, 32, 64)
+WORKER = HERE.parent / "src" / "ouroboros" / "bench" / "peers" / "llama_worker.py"
 CACHED = 256
 VOCABULARY = 32_000
 COMMON = {"model_type": "llama", "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
@@ -51,7 +53,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
     },
 }
-ENGINES = ("kernels", "int8", "packed", "plain", "transformers", "llama.cpp")
+TINY = {**COMMON, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+ROUNDED = ("int8", "int4")  # the kernels with such weights
+ENGINES = ("kernels", *ROUNDED, "packed", "plain", "transformers eager", "transformers", "llama.cpp")
 Forward = Callable[[list[int]], Any]  # rows behind the cached positions; returns their logits
 
 
@@ -69,7 +73,7 @@ def native(path: Path, engine: str) -> Forward:
     from ouroboros.models.loading import load_directory
     from ouroboros.tree import Origin, TokenTree
 
-    dtype, engine = ("int8", "kernels") if engine == "int8" else ("bfloat16", engine)
+    dtype, engine = (engine, "kernels") if engine in ROUNDED else ("bfloat16", engine)
     model = load_directory(path, dtype, torch.device("cpu"), engine)
     slot = model.open()
     model.prefill(slot, tokens(CACHED, 1))
@@ -84,11 +88,11 @@ def native(path: Path, engine: str) -> Forward:
     return forward
 
 
-def through_transformers(path: Path) -> Forward:
+def through_transformers(path: Path, attention: str) -> Forward:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation=attention)
     model.eval()
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
@@ -140,46 +144,11 @@ def llama_cpp(path: Path, threads: int) -> Forward:
 
 
 def write_gguf(path: Path) -> Path:
-    import gguf
-    import numpy as np
-
-    config = json.loads((path / "config.json").read_text())
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    """By the script that the benchmark's peers use: here, in llama.cpp's environment, the library is not installed."""
     file = path / "model.gguf"
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    raw = np.memmap(path / "model.safetensors", dtype=np.uint8, mode="r")
-    size = int.from_bytes(raw[:8].tobytes(), "little")
-    for name, entry in json.loads(raw[8 : 8 + size].tobytes()).items():
-        if name == "__metadata__":
-            continue
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        data = raw[begin:end].view(np.uint16).reshape(entry["shape"])
-        for part, count in (("q_proj", heads), ("k_proj", kv_heads)):  # llama.cpp turns neighbours, not halves
-            if part in name:
-                data = data.reshape(count, 2, -1, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
-        target = names.get_name(name, try_suffixes=(".weight",))
-        if data.ndim == 1:
-            writer.add_tensor(target, (data.astype(np.uint32) << 16).view(np.float32))
-        else:
-            flat = np.ascontiguousarray(data).view(np.uint8)
-            writer.add_tensor(target, flat, raw_dtype=gguf.GGMLQuantizationType.BF16)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    command = [sys.executable, str(WORKER), "convert", str(path), str(file), "bfloat16"]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert "ready" in json.loads(told), told
     return file
 
 
@@ -194,13 +163,19 @@ def serve(engine: str, path: Path, threads: int, sweep: int) -> None:
     else:
         import torch
 
-        import ouroboros.models.loading  # noqa: F401 - imports are not counted as memory
-
-        if engine == "transformers":
-            import transformers.models.llama.modeling_llama  # noqa: F401
         torch.set_num_threads(threads)
+
+        def load(path: Path) -> Forward:
+            if engine.startswith("transformers"):
+                return through_transformers(path, "eager" if "eager" in engine else "sdpa")
+            return native(path, engine)
+
+        with tempfile.TemporaryDirectory() as tiny:  # what is imported, or paged in, on first use
+            checkpoint(Path(tiny), TINY)
+            load(Path(tiny))(tokens(ROWS[-1], 2))
+        gc.collect()
         before = resident(reset=True)
-        forward = through_transformers(path) if engine == "transformers" else native(path, engine)
+        forward = load(path)
         forward(tokens(ROWS[-1], 2))
         memory = resident() - before
         scratch = torch.ones(sweep // 8 + 1, dtype=torch.float64)
@@ -210,10 +185,11 @@ def serve(engine: str, path: Path, threads: int, sweep: int) -> None:
         new = tokens(count, seed)
         if sweep:
             float(scratch.sum())
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         logits = forward(new)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "best": int(logits[-1].argmax())}), file=answers, flush=True)
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        answer = {"seconds": seconds, "processor": busy, "best": int(logits[-1].argmax())}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def resident(reset: bool = False) -> int:
@@ -284,6 +260,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             if found:
                 engines[engine] = found
         seconds: dict[str, dict[int, list[float]]] = {engine: {n: [] for n in ROWS} for engine in engines}
+        processor: dict[str, dict[int, list[float]]] = {engine: {n: [] for n in ROWS} for engine in engines}
         agree = dict.fromkeys(engines, 0)
         for n in ROWS:
             for repeat in range(args.repeats + 1):
@@ -294,6 +271,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 if repeat:  # the first warms up
                     for engine, answer in answers.items():
                         seconds[engine][n].append(answer["seconds"])
+                        processor[engine][n].append(answer["processor"])
                         agree[engine] += answer["best"] == answers[args.engines[0]]["best"]
             told = (f"{engine} {1e3 * statistics.median(times[n]):.1f}" for engine, times in seconds.items())
             print(f"{name}, n = {n}: " + ", ".join(told) + " ms", flush=True)
@@ -303,6 +281,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "parameters": parameters,
             "kv_bytes": kv,
             "seconds": seconds,
+            "processor_seconds": processor,
             "agree": {engine: count / (args.repeats * len(ROWS)) for engine, count in agree.items()},
             "memory": {engine: memory for engine, (_, memory) in engines.items()},
             "absent": [engine for engine in args.engines if engine not in engines],
@@ -312,15 +291,29 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ table
 
 
+def stored_bytes(config: dict[str, Any], engine: str) -> int:
+    """Of the weights, in the format that the engine keeps them in."""
+    from ouroboros.models.families import parse_config
+    from ouroboros.models.quantised import weight_bytes
+
+    return weight_bytes(parse_config(config).shapes(), engine if engine in ROUNDED else "bfloat16")
+
+
 def report(raw: dict[str, Any]) -> str:
     lines = [f"## {raw['machine']}", "", f"`{raw['command']}`, commit {raw['commit']}.", ""]
     lines += [
         "bf16, 256 positions in the cache, logits of all rows; medians in ms (least in brackets), "
         f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to "
         f"{raw['load'][1]:.1f}: above the number of threads, only the least say what an engine can do."
-        " `kernels` is the default on CPUs with AVX-512; `packed` and `plain` are what other CPUs get.",
+        " `kernels` is the default on CPUs with AVX-512, `int8` and `int4` are the same with such weights; `packed` "
+        "and `plain` are what other CPUs get. `transformers` computes attention by its default (sdpa), or eager.",
         "",
     ]
+    if "threads" in raw:  # later than the first runs
+        lines[-2] += (
+            " Peak memory is that above a process which has run a tiny model of the same kind. Processor time (with "
+            "one thread) is what a forward took of its core, without waiting for other programs."
+        )
     for name, found in raw["models"].items():
         table = {e: {int(n): t for n, t in rows.items()} for e, rows in found["seconds"].items()}
         lines += [f"### {name}: {found['parameters'] / 1e6:.0f} M parameters", ""]
@@ -328,15 +321,19 @@ def report(raw: dict[str, Any]) -> str:
         for engine, rows in table.items():
             cells = (f"{1e3 * statistics.median(rows[n]):.1f} ({1e3 * min(rows[n]):.1f})" for n in ROWS)
             lines.append(f"| {engine} | " + " | ".join(cells) + " |")
-        for peer in ("llama.cpp", "transformers"):
+        for peer in ("llama.cpp", "transformers eager", "transformers"):
             if peer in table and "kernels" in table:
                 pairs = ([a / b for a, b in zip(table["kernels"][n], table[peer][n], strict=True)] for n in ROWS)
                 lines.append(f"| kernels ÷ {peer} | " + " | ".join(f"{statistics.median(p):.2f}" for p in pairs) + " |")
+            used = found.get("processor_seconds", {})
+            if raw.get("threads") == 1 and {peer, "kernels"} <= used.keys():
+                mine, theirs = ([statistics.median(used[e][str(n)]) for n in ROWS] for e in ("kernels", peer))
+                ratios = (f"{a / b:.2f}" for a, b in zip(mine, theirs, strict=True))
+                lines.append("| the same, processor time | " + " | ".join(ratios) + " |")
         lines.append("")
         for engine, memory in found["memory"].items():
             if memory:
-                each = 1 if engine == "int8" else 2
-                ratio = memory / (found["parameters"] * each + found["kv_bytes"])
+                ratio = memory / (stored_bytes(found["config"], engine) + found["kv_bytes"])
                 lines.append(f"- peak memory of {engine}: {memory / 1e6:.0f} MB, {ratio:.2f} × weights and cache")
         agree = ", ".join(f"{engine} {share:.0%}" for engine, share in found["agree"].items())
         lines += [f"- same most likely token as the first engine: {agree}"]
@@ -375,6 +372,7 @@ def main() -> None:
             "commit": git.stdout.strip(),
             "machine": f"{processor}, {args.threads} threads, {platform.system()}, Python {platform.python_version()}",
             "repeats": args.repeats,
+            "threads": args.threads,
             "load": [min(loads), max(loads)],
             "models": models,
         }

@@ -24,6 +24,7 @@ import transformers  # noqa: F401  # a part of the imports, not of what is measu
 import ouroboros
 from ouroboros.control.cost import describe, machine
 from ouroboros.models.grow import load_grown
+from ouroboros.models.quantised import QUANTISED, weight_bytes
 from ouroboros.pairing import EMBEDDED
 
 RAW = Path(__file__).parent / "results" / "long_context.json"
@@ -55,12 +56,12 @@ def main() -> None:
         result = decoder.generate(prompt, max_new_tokens=32, ignore_eos=True)
         seconds = time.perf_counter() - began
     shape = model.config
-    size = getattr(torch, arguments.dtype).itemsize
-    weights = model.info.parameters * size
+    weights = weight_bytes(shape.shapes(), arguments.dtype)
+    size = 2 if arguments.dtype in QUANTISED else getattr(torch, arguments.dtype).itemsize  # of the cache
     cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * size * (len(prompt) + 32)
     used = peak() - before
     found = {
-        "model": f"{describe(model.info)}; {model.info.engine}; {model.info.grown}",
+        "model": f"{describe(model.info)}; {model.info.grown}",
         "machine": machine("cpu"),
         "version": ouroboros.__version__,
         "tokens": len(prompt),

@@ -1,15 +1,19 @@
 """Where the time of a decoding step goes: target forwards, draft forwards, and everything outside both models.
 
-    python benchmarks/step_overhead.py [--target 0.35b --draft 62m --dtype bfloat16 --prompts 8 --new-tokens 64]
+    python benchmarks/step_overhead.py [--target 0.35b --draft 62m --dtype bfloat16 --new-tokens 96]
 
 The embedded pair is grown to sizes at which a forward costs what it costs in use. Times come from one run, greedy and
 sampled in turns prompt by prompt. Writes benchmarks/results/step_overhead.json.
+
+On a machine that other programs load, run it with OMP_NUM_THREADS=1: the threads of one small operator wait for each
+other for as long as the scheduler keeps one of them away, and shares no longer mean anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -105,6 +109,7 @@ def main() -> None:
         "target": f"{describe(target.info)}; {target.info.grown}",
         "draft": f"{describe(draft.info)}; {draft.info.grown}",
         "machine": machine(target.info.device),
+        "load": os.getloadavg()[0],
         "version": ouroboros.__version__,
         "new_tokens": arguments.new_tokens,
         "rows": rows,

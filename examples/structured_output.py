@@ -6,9 +6,10 @@ import ouroboros
 
 schema = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 10}, "city": {"enum": ["Paris", "London"]}},
+    "properties": {"name": {"type": "string", "pattern": "^[A-Z][a-z]{2,9}$"}, "city": {"enum": ["Paris", "London"]}},
     "required": ["name", "city"],
     "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},  # JSON allows blank lines without end, and small models write them
 }
 decoder = ouroboros.load()
 result = decoder.generate("# a person, as JSON\n", max_new_tokens=60, grammar={"json_schema": schema})

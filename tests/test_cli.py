@@ -28,6 +28,7 @@ from ouroboros.bench import demo
 from ouroboros.commands.options import Place
 from ouroboros.config import METHODS, OuroborosOptions, SamplingParams, options_for
 from ouroboros.errors import LoadError
+from ouroboros.models.llama import ENGINES
 from ouroboros.stats import Stats, StatsRecorder
 
 ERROR = "ouroboros: error: "
@@ -62,6 +63,7 @@ GENERATE_OPTIONS = [
         "device",
         "threads",
         "backend",
+        "engine",
         "revision",
         "pool",
         "pool-read-only",
@@ -286,7 +288,8 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
         "generate hello --target T --draft D --method prompt_lookup --max-new-tokens 5 --temperature 0.5 --top-k 3 "
         "--top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 11 --stop a --stop b --draft-tokens 4 "
         "--set max_ngram=5 --set min_ngram=2 --dtype bfloat16 --device cpu --threads 2 "
-        "--backend native --revision v1 --pool P --pool-read-only --presence-penalty 0.1 --frequency-penalty -0.2 "
+        "--backend native --engine plain --revision v1 --draft-dtype int8 --pool P "
+        "--pool-read-only --presence-penalty 0.1 --frequency-penalty -0.2 "
         "--logit-bias 5=-1.5 --logit-bias 3=100 --regex [0-9]+ --guidance-scale 2 --negative-prompt no"
     )
     assert cli.main(args.split()) == 0
@@ -313,7 +316,7 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
             "draft": "D",
             "method": "prompt_lookup",
             "options": {"draft_tokens": "4", "max_ngram": "5", "min_ngram": "2"},
-            "place": Place("bfloat16", "cpu", 2, "native", "v1"),
+            "place": Place("bfloat16", "cpu", 2, "native", "plain", "v1", "int8"),
             "pool": "P",
             "pool_read_only": True,
         }
@@ -374,6 +377,7 @@ def test_set_converts_switches_and_numbers(load: FakeLoad, text: str, value: boo
         (["generate", "a", "--logprobs", "2"], ["--logprobs needs --json"]),
         (["generate", "a", "--negative-prompt", "b"], ["negative_prompt", "guidance_scale"]),
         (["generate", "a", "--backend", "none"], ["--backend", "none"]),
+        (["generate", "a", "--engine", "fast"], ["--engine", "fast", *ENGINES]),
         (["chat", "--logprobs", "2"], ["--logprobs is for generate"]),
         (["chat", "--chat-template", "/nowhere"], ["cannot read chat template '/nowhere'"]),
         (["generate", "a", "--pool-read-only"], ["--pool-read-only", "--pool FILE"]),
@@ -810,3 +814,15 @@ def test_the_real_demo_finds_the_same_text_for_every_method() -> None:
     rows = [line for line in done.stdout.decode().splitlines() if any(f" {method} " in line for method in METHODS)]
     assert len(rows) == len(METHODS)
     assert all(" yes " in row for row in rows)
+
+
+def test_explain_says_what_each_step_chose() -> None:
+    words = ["generate", "def add(a, b):", "--max-new-tokens", "8", "--ignore-eos", "--explain"]
+    done = run(real_command(*words))
+    steps = [line for line in done.stderr.decode().splitlines() if line.startswith("step ")]
+    assert steps
+    assert sum(int(line.rsplit(" tokens expected, ")[1].split()[0]) for line in steps) >= 8
+    for more in (["--set", "control=off"], ["--method", "speculative"]):
+        refused = run(real_command(*words, *more))
+        assert refused.returncode == 2
+        assert b"--explain" in refused.stderr

@@ -111,7 +111,7 @@ class StopAt(StoppingCriteria):
         self.length, self.seen = length, []  # type: ignore[var-annotated]
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        self.seen.append(input_ids.shape[1])
+        self.seen.append(input_ids)
         return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
 
 
@@ -128,7 +128,8 @@ def test_stopping_criteria_are_asked_for_every_token(target: Any, draft: Any, wo
         custom_generate=ouroboros.custom_generate,
     )
     assert fast.shape[1] == length
-    assert criteria.seen == list(range(length - 8, length + 1))
+    for seen, end in zip(criteria.seen, range(length - 8, length + 1), strict=True):
+        assert torch.equal(seen, fast[:, :end]), "and keeps what it has seen"
     stop = StoppingCriteriaList([StopStringCriteria(words, ["return"])])  # stop_strings= never reaches a callable
     settings = {**inputs, "max_new_tokens": 60, "do_sample": False, "stopping_criteria": stop}
     stopped = target.generate(**settings, draft_model=draft, custom_generate=ouroboros.custom_generate)

@@ -20,10 +20,9 @@ from ouroboros.config import SpeculativeOptions
 from ouroboros.phrases.storage import load_pool
 from ouroboros.training.distill import distill
 from ouroboros.training.examples import Batches, Example, windows
-from ouroboros.training.losses import mixed_loss
+from ouroboros.training.losses import mixed_loss, shared_noise
 from ouroboros.training.modules import kept_layers, prune, read_module, write_module
 from ouroboros.training.optimizers import Muon, build_optimizers, orthogonalise, rate_at
-from ouroboros.training.prompts import read_prompts
 from ouroboros.training.records import jobs_for, kept_records, read_records, record
 from ouroboros.training.replay import agreements, chain, replay
 from ouroboros.training.settings import DistillSettings, parse_loss
@@ -113,9 +112,23 @@ def test_losses_of_four_tokens_by_hand() -> None:
     assert mixed_loss({"tv": 1.0}, target_NV, padded, torch.tensor([2])).tolist() == pytest.approx([0.25], abs=1e-6)
 
 
+def test_shared_noise_is_how_often_draws_differ() -> None:
+    p, q = (0.5, 0.25, 0.125, 0.125), (0.25, 0.25, 0.25, 0.25)
+    target_NV, draft_NV = (torch.tensor([values]).log() for values in (p, q))
+    by_hand = 1 - (1 / 4 + 1 / 5 + 1 / 8 + 1 / 8)
+    found = mixed_loss({"noise": 1.0}, target_NV + 3.0, draft_NV - 2.0, torch.tensor([2]))
+    assert found.tolist() == pytest.approx([by_hand], abs=1e-5)
+
+    target_NV, draft_NV = (torch.randn(1, 200, generator=torch.Generator().manual_seed(n)) * 3 for n in (0, 1))
+    noise_TV = -torch.empty(20_000, 200).exponential_(generator=torch.Generator().manual_seed(2)).log()
+    differ = ((target_NV + noise_TV).argmax(-1) != (draft_NV + noise_TV).argmax(-1)).float().mean()
+    found = shared_noise(target_NV.log_softmax(-1), draft_NV.log_softmax(-1), 128)
+    assert found.tolist() == pytest.approx([float(differ)], abs=0.02)
+
+
 @pytest.mark.parametrize("text", ["", "kl", "forward_kl=x", "tv=0", "tv=-1", "tv,tv", "tv=inf", "auto,tv"])
 def test_bad_losses(text: str) -> None:
-    with pytest.raises(InputError, match="loss must be auto, one of forward_kl, reverse_kl, tv, text, or a mix"):
+    with pytest.raises(InputError, match="loss must be auto, one of forward_kl, reverse_kl, tv, noise, text, or a mix"):
         parse_loss(text)
 
 
@@ -392,24 +405,6 @@ def test_files_and_sizes_that_do_not_fit(
     with pytest.raises(InputError, match=message):
         distill(plan)
     assert not Path(plan.out).exists()
-
-
-def test_prompt_files(tmp_path: Path) -> None:
-    file = tmp_path / "p"
-    rows = [{"prompt": "a"}, {"question": "b"}, {"turns": ["c", "d"]}, {"messages": [{"role": "user", "content": "e"}]}]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    assert read_prompts(str(file)) == ["a", "b", "c", [{"role": "user", "content": "e"}]]
-    file.write_text("one\nprompt\n")
-    assert read_prompts(str(file)) == ["one\nprompt\n"]
-    for text, message in (
-        ("", "is empty"),
-        ('{"prompt": "a"}\nb\n', "line 2 of prompt file"),
-        ('{"prompt": ""}', "line 1 of prompt file"),
-        ('{"other": "a"}', "with a prompt as one of prompt, messages, question"),
-    ):
-        file.write_text(text)
-        with pytest.raises(InputError, match=message):
-            read_prompts(str(file))
 
 
 # ------------------------------------------------------------------------------------------------ command line

@@ -40,7 +40,7 @@ WAYS: Mapping[str, dict[str, Any]] = {
 }
 # Among so few tokens more branches would hold the right one nearly always: nothing would be rejected.
 FEW: Mapping[str, Any] = {
-    "ouroboros": OuroborosOptions(siblings=0, side_branches=0, candidates=1, branches=1),
+    "ouroboros": OuroborosOptions(control=False, draft_tokens=4, siblings=0, side_branches=0, candidates=1, branches=1),
     "lookahead": LookaheadOptions(branches=1),
 }
 CERTAIN, UNLIKELY = 1e-6, 1e-3  # what a wrong distribution must stay below, and the right one above
@@ -172,7 +172,9 @@ def test_the_comparison_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     believed = [likeliest if seed % 6 == 0 else text for seed, text in enumerate(right)]
     assert p_value(believed, expected) < CERTAIN
     noise = sampling.gumbel_noise
-    monkeypatch.setattr(sampling, "gumbel_noise", lambda seed, positions, ids: noise(seed, positions * 0, ids))
+    monkeypatch.setattr(
+        "ouroboros.sampling.sampler.gumbel_noise", lambda seed, positions, ids: noise(seed, positions * 0, ids)
+    )
     stuck = [text for text, _ in sampled("llama", "warped", "lookahead", count)]
     firsts = {(token,): sum(p for text, p in expected.items() if text[0] == token) for token in range(VOCAB)}
     assert p_value(((text[0],) for text in stuck), {t: p for t, p in firsts.items() if p}) > UNLIKELY

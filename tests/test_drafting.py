@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import ouroboros
 from ouroboros.config import LookaheadOptions, MethodOptions, OuroborosOptions, PromptLookupOptions, SamplingParams
 from ouroboros.decoder import Step, decode
 from ouroboros.drafting.base import Drafter, DraftSession
@@ -254,6 +257,44 @@ def test_draft_session_keeps_what_agrees(tiny: Pair) -> None:
     fresh.begin([*PROMPT, 7, 8, 9, 5])
     assert (logits - fresh.score([0])).abs().max() < 1e-9
     assert session.forwards == 2
+
+
+def test_a_draft_model_reads_the_end_of_a_long_text(tiny: Pair) -> None:
+    def logits(session: DraftSession, text: Sequence[int]) -> Tensor:
+        session.begin(text)
+        return session.score([0])
+
+    text = [1 + i * i % 37 for i in range(20)]
+    model, context = tiny.drafts["similar"], Context(tiny.drafts["similar"])
+    session = DraftSession(context, text, span=8)
+    assert session.missing(text) == 0
+    assert (logits(session, text) - logits(DraftSession(Context(model), text[-8:]), text[-8:])).abs().max() < 1e-9
+    text += [5, 6, 7, 8, 9, 10, 11, 12]  # twice as many: it goes on
+    assert (logits(session, text) - logits(DraftSession(Context(model), text[-16:]), text[-16:])).abs().max() < 1e-9
+    text = [*text, 13]
+    assert session.missing(text) == 7
+    assert (logits(session, text) - logits(DraftSession(Context(model), text[-8:]), text[-8:])).abs().max() < 1e-9
+    assert session.fits(len(text), model.info.max_positions - 8)
+    assert not session.fits(len(text), model.info.max_positions - 7)
+    begun = context.start
+    assert DraftSession(context, [*text, 14, 15], prefill=False, span=8).missing([*text, 14, 15]) < 7  # the next turn
+    assert context.start == begun
+    assert DraftSession(context, [3, 4, 5], span=8).missing([3, 4, 5]) == 0
+    assert context.start == 0
+
+
+def test_a_text_beyond_the_draft_models_context() -> None:
+    """It is drafted for all the same, from its end, and no token changes."""
+    text = [int(token) for token in torch.randint(5, 900, (40,), generator=torch.manual_seed(1))] * 12
+    draft = ouroboros.load().draft
+    assert draft is not None
+    assert draft.info.max_positions < len(text)
+    plain = ouroboros.load(method="autoregressive").generate(text, max_new_tokens=40, ignore_eos=True)
+    for method, options in (("speculative", {}), ("ouroboros", {"control": False})):
+        decoder = ouroboros.load(method=method, options=options, pool=False)
+        result = decoder.generate(text, max_new_tokens=40, ignore_eos=True)
+        assert result.token_ids == plain.token_ids
+        assert result.stats.accepted_by_source["draft"] > 2
 
 
 def propose(text: Sequence[int], room: int = 50, **options: int) -> list[int]:

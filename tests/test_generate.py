@@ -281,29 +281,31 @@ def test_seeds(decoder: Decoder) -> None:
     assert other.token_ids != first.token_ids
 
 
-def test_the_pool_lives_as_long_as_the_decoder_unless_it_is_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ouroboros", "suffix_decoding", "token_recycling"])
+def test_the_pool_lives_as_long_as_the_decoder_unless_it_is_off(method: str, tmp_path: Path) -> None:
     settings = SamplingParams(max_new_tokens=60, ignore_eos=True)
-    kept = ouroboros.load(dtype="float32")
+    options = {"control": False} if method == "ouroboros" else {}  # sizes that no clock chooses
+    kept = ouroboros.load(dtype="float32", method=method, options=options)
     cold, warm = kept.generate(PROMPT, settings), kept.generate(PROMPT, settings)
     assert warm.token_ids == cold.token_ids
     assert warm.stats.target_forwards < cold.stats.target_forwards
-    off = ouroboros.load(dtype="float32", pool=False)
+    off = ouroboros.load(dtype="float32", method=method, options=options, pool=False)
     assert [off.generate(PROMPT, settings).stats.target_forwards for _ in range(2)] == [cold.stats.target_forwards] * 2
 
     path = tmp_path / "pool"
-    with ouroboros.load(dtype="float32", pool=path) as first:
+    with ouroboros.load(dtype="float32", method=method, options=options, pool=path) as first:
         first.generate(PROMPT, settings)
     before = path.read_bytes()
-    with ouroboros.load(dtype="float32", pool=path, pool_read_only=True) as second:
+    with ouroboros.load(dtype="float32", method=method, options=options, pool=path, pool_read_only=True) as second:
         assert second.generate(PROMPT, settings).stats.target_forwards == warm.stats.target_forwards
     assert path.read_bytes() == before
-    with ouroboros.load(dtype="float32", pool=path) as third:
+    with ouroboros.load(dtype="float32", method=method, options=options, pool=path) as third:
         third.generate("import ", settings)
     assert len(path.read_bytes()) > len(before)
 
 
 def test_options_reach_the_drafter() -> None:
-    quiet = OuroborosOptions(tree_tokens=1, draft_tokens=1, window=0)
+    quiet = OuroborosOptions(control=False, tree_tokens=1, draft_tokens=1, window=0)
     decoder = ouroboros.load(dtype="float32", options=quiet)
     stats = decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True).stats
     assert stats.draft_tokens <= stats.target_forwards

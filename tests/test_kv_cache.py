@@ -91,8 +91,11 @@ def test_reserved_room_is_used() -> None:
     check(cache, list(range(62)))
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("path", [[], [0], [0, 1, 2, 3, 4, 5], [0, 1, 3], [0, 2, 5], [0, 5], [3, 4], [5]], ids=str)
-def test_commit_keeps_a_path(path: list[int]) -> None:
+def test_commit_keeps_a_path(path: list[int], kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernels:
+        monkeypatch.setattr("ouroboros.models.rows.library", lambda: "no C++ compiler")
     cache = new()
     append(cache, [1, 2, 3])
     append(cache, [10, 11, 12, 13], pending=True)

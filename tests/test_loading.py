@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -23,11 +24,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from ouroboros.errors import InputError, LoadError, OuroborosError, UnsupportedArchitecture
+from ouroboros.models import checkpoint as checkpoint_files
 from ouroboros.models import loading
 from ouroboros.models.base import ScoreRequest
-from ouroboros.models.kernels.library import library
 from ouroboros.models.loading import load_directory, load_module, pick_device, pick_dtype, resolve
 from ouroboros.models.memory import available_memory, check_memory
+from ouroboros.models.quantised import QUANTISED
 from ouroboros.tree import TokenTree
 
 CPU = torch.device("cpu")
@@ -502,7 +504,7 @@ def test_other_files_are_let_be(checkpoint: Path) -> None:
 # ------------------------------------------------------------------------------------------------ dtype and device
 
 
-@pytest.mark.parametrize("dtype", ["int4", "float8", "fp16", "", "torch.float32", torch.int8, None, 16, ["float32"]])
+@pytest.mark.parametrize("dtype", ["int3", "float8", "fp16", "", "torch.float32", torch.int8, None, 16, ["float32"]])
 def test_unknown_dtype(checkpoint: Path, dtype: Any) -> None:
     with refused("dtype", repr(dtype), "auto", "float32, bfloat16, float16, float64", kind=InputError):
         load(checkpoint, dtype)
@@ -554,17 +556,15 @@ CUDA = torch.device("cuda")
 )
 def test_auto_dtype(stored: torch.dtype, parameters: int, device: torch.device, expected: torch.dtype) -> None:
     assert pick_dtype("auto", stored, parameters, device) == expected
-    for name, given in loading.DTYPES.items():
+    for name, given in checkpoint_files.DTYPES.items():
         assert pick_dtype(name, stored, parameters, device) == pick_dtype(given, stored, parameters, device) == given
 
 
-def test_int8_weights(checkpoint: Path) -> None:
-    """The user's choice, on CPUs with the kernels; elsewhere it is refused with the reason."""
-    if isinstance(reason := library(), str):
-        with refused("int8", "kernels", reason, kind=InputError):
-            load(checkpoint, "int8")
-    else:
-        assert load(checkpoint, "int8").info.dtype == "int8"
+@pytest.mark.parametrize("weights", QUANTISED)
+def test_quantised_weights(checkpoint: Path, weights: str) -> None:
+    """The user's choice, from files and from memory."""
+    assert load(checkpoint, weights).info.dtype == weights
+    assert load_module(tiny("float32"), weights, "cpu").info.dtype == weights
 
 
 def test_auto_dtype_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,6 +689,23 @@ def test_memory_is_checked_before_loading(
         load(checkpoint, dtype)
 
 
+@pytest.mark.parametrize(("weights", "layer", "head"), [("int8", 1, 1), ("int4", 18 / 32, 1)])
+def test_memory_of_quantised_weights(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, weights: str, layer: float, head: float
+) -> None:
+    parameters = dict(tiny().named_parameters())
+    embedding = parameters.pop("model.embed_tokens.weight").numel()
+    output = parameters.pop("lm_head.weight").numel()
+    norms = sum(tensor.numel() for tensor in parameters.values() if tensor.dim() == 1)
+    layers = sum(tensor.numel() for tensor in parameters.values()) - norms
+    needed = math.ceil(2 * embedding + head * output + 4 * norms + layer * layers)
+    monkeypatch.setattr(loading, "available_memory", lambda device: needed)
+    load(checkpoint, weights)
+    monkeypatch.setattr(loading, "available_memory", lambda device: needed - 1)
+    with refused(f"the weights in {weights} need"):
+        load(checkpoint, weights)
+
+
 def test_a_loaded_module_needs_memory_for_what_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny()
     stacked = 2 * (16 * 16 + 2 * 8 * 16 + 2 * 24 * 16)  # queries, keys, values; gate and up
@@ -744,7 +761,7 @@ def test_module_without_weights_in_memory() -> None:
 
 
 def test_wrong_choices_for_a_module() -> None:
-    with refused("dtype", "'int4'", kind=InputError):
-        load_module(tiny(), "int4", "auto")
+    with refused("dtype", "'int3'", kind=InputError):
+        load_module(tiny(), "int3", "auto")
     with refused("device", "'gpu'", kind=InputError):
         load_module(tiny(), "auto", "gpu")

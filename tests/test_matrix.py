@@ -28,7 +28,7 @@ from tests.reference import draw
 from tests.zoo import ADAPTED, CHAINS, NATIVE, build, perturbed
 
 ARCHITECTURES = {**NATIVE, **ADAPTED}  # what both know, the library runs natively
-METHODS = ("ouroboros", "lookahead")
+METHODS = ("ouroboros", "lookahead", "suffix_decoding", "token_recycling")
 SEED = 5
 EOS = 0
 SCHEMA: Mapping[str, Any] = {
@@ -121,6 +121,10 @@ def naive(name: str, column: str) -> tuple[int, ...]:
 # ----------------------------------------------------------------------------------------------------------- the tests
 
 
+# Whatever a forward costs on this machine: drafts are made and rejected. The controller has tests of its own.
+FIXED = {"control": False, "draft_tokens": 4, "tree_tokens": 32}
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_matrix(name: str) -> None:
     expected = {column: naive(name, column) for column in COLUMNS}
@@ -129,7 +133,7 @@ def test_matrix(name: str) -> None:
     for method in METHODS:
         totals: Counter[str] = Counter()
         own = draft if method == "ouroboros" else None
-        decoder = ouroboros.load(module(name), own, tokenizer(), method)
+        decoder = ouroboros.load(module(name), own, tokenizer(), method, options=FIXED if own is not None else None)
         for column in COLUMNS:
             result = decoder.generate(prompt(), seed=SEED, **request(column))
             assert result.token_ids == expected[column], (method, column)
@@ -143,8 +147,9 @@ def test_matrix(name: str) -> None:
         assert totals["rejected"]
         assert totals["accepted, not forced"]
         assert totals["accepted phrase"]
-        assert totals["accepted draft"] or method == "lookahead"
-        assert bool(totals["beside another"]) == (name not in CHAINS)
+        assert totals["accepted draft"] or own is None
+        branched = bool(totals["beside another"])
+        assert branched == (name not in CHAINS) or (method == "suffix_decoding" and not branched)  # it may be sure
 
 
 def happened(stats: ouroboros.Stats) -> Counter[str]:
@@ -152,14 +157,14 @@ def happened(stats: ouroboros.Stats) -> Counter[str]:
     found = Counter({f"accepted {source}": count for source, count in accepted.items()})
     found["accepted, not forced"] = stats.accepted_tokens - stats.accepted_by_origin.get("forced", 0)
     found["rejected"] = stats.draft_tokens - stats.accepted_tokens
-    found["beside another"] = max(0, *(n - stats.target_forwards for n in stats.draft_tokens_by_depth))
+    found["beside another"] = max([0, *(n - stats.target_forwards for n in stats.draft_tokens_by_depth)])
     return found
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_is_what_generate_writes(name: str) -> None:
     """transformers' own generation, over its own caches."""
-    decoder = ouroboros.load(module(name), perturbed(module(name)))
+    decoder = ouroboros.load(module(name), perturbed(module(name)), options=FIXED)
     totals: Counter[str] = Counter()
     settings: Sequence[dict[str, Any]] = ({}, {"repetition_penalty": 1.2})
     for more in settings:

@@ -6,7 +6,6 @@ n-gram was of use would prove nothing.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -19,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
+from ouroboros.bench.demo import demo_prompts
 from ouroboros.config import (
     METHODS,
     LookaheadOptions,
@@ -45,7 +45,7 @@ from tests.reference import generate
 
 WARPS: dict[str, dict[str, Any]] = {
     "greedy": {},
-    "greedy penalised": {"repetition_penalty": 1.3},
+    "greedy penalised": {"repetition_penalty": 1.1},
     "temperature": {"temperature": 1.0},
     "top-k top-p": {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
     "min-p penalised": {"temperature": 0.8, "min_p": 0.1, "repetition_penalty": 1.05},
@@ -112,8 +112,7 @@ OPTIONS: dict[str, list[MethodOptions]] = {
 def code_prompts() -> list[list[int]]:
     tokenizer = Tokenizer.from_directory(EMBEDDED / "target")
     assert tokenizer is not None
-    lines = (EMBEDDED.parent / "data" / "humaneval_demo.jsonl").read_text().splitlines()
-    return [tokenizer.encode(json.loads(line)["prompt"])[-80:] for line in lines]
+    return [tokenizer.encode(prompt.text)[-80:] for prompt in demo_prompts()]
 
 
 @pytest.fixture(scope="module")

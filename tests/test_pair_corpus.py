@@ -11,8 +11,10 @@ import pytest
 
 from ouroboros.stats import repeated_4grams
 from training.pair_card import parses
-from training.pair_corpus import LEAST_WORDS, _remember, build_corpus, evaluation_texts, functions, licence_of, overlaps
+from training.pair_corpus import LEAST_WORDS, _remember, build_corpus, evaluation_texts, licence_of, overlaps
 from training.pair_corpus import text_grams as grams
+from training.pair_functions import self_contained, short_functions, whole_functions
+from training.pair_refine import is_code
 
 SOLUTION = "total = 0\nfor left, right in zip(first, second):\n    total += left * right\nreturn total / len(first)\n"
 
@@ -50,8 +52,26 @@ def test_what_overlaps_is_found() -> None:
 def test_functions_are_documents() -> None:
     filler = "    value = value + 1  # one of many lines\n" * 6
     text = f'import os\n\n\ndef f(value):\n    """Adds."""\n{filler}    return value\n\n\ndef g():\n    pass\n'
-    assert list(functions(text)) == [text[text.index("def f") : text.index("\n\n\ndef g")] + "\n"]
-    assert list(functions("def f(:\n")) == []
+    assert list(whole_functions(text, 200, 4000)) == [text[text.index("def f") : text.index("\n\n\ndef g")] + "\n"]
+    assert list(whole_functions(text, 2000, 4000)) == []
+    assert list(whole_functions("def f(:\n", 1, 4000)) == []
+
+
+def test_short_functions_are_cut_into_head_and_body() -> None:
+    text = (
+        'import os\n\n\ndef add(left: int, right: int) -> int:\n    """Adds two numbers.\n\n    Much more about it.\n\n'
+        '    >>> add(1, 2)\n    3\n    """\n    total = left + right\n    return total\n\n\n'
+        'def where(name):\n    """Finds it."""\n    path = os.path.join(name)\n    return path\n'
+    )
+    first, second = short_functions(text)
+    head = 'def add(left: int, right: int) -> int:\n    """Adds two numbers.\n    >>> add(1, 2)\n    3\n    """\n'
+    assert first.head.lstrip("\n") == head
+    assert first.body.startswith("    total = left + right\n    return total\n")
+    assert second.head.lstrip("\n") == 'def where(name):\n    """Finds it."""\n'
+    assert self_contained(head + "    return left + right\n")
+    assert not self_contained(second.text)  # os comes from its module
+    assert is_code(first.text)
+    assert not is_code(head)
 
 
 def test_no_evaluation_text_is_in_the_corpus(tmp_path: Path) -> None:

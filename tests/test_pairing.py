@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -270,6 +269,28 @@ def test_the_backend_can_be_chosen(models: Mapping[str, Path], others: Mapping[s
         ouroboros.load(models["target"], method="autoregressive", backend="vllm")
 
 
+def test_the_engine_can_be_chosen(
+    models: Mapping[str, Path], others: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both models, from files and from memory; what it cannot be is one line."""
+    expected = continued(ouroboros.load(models["target"], models["draft"]))
+    for name in ("plain", "static"):
+        for pair in ((models["target"], models["draft"]), (llama(1), llama(2))):
+            decoder = ouroboros.load(*pair, engine=name)
+            assert decoder.draft is not None
+            assert {model.info.engine.split(" (")[0] for model in (decoder.target, decoder.draft)} == {name}
+            assert continued(decoder) == expected
+    with refused(InputError, "engine must be one of auto, kernels, packed, plain, static, not 'fast'"):
+        ouroboros.load("nowhere", method="autoregressive", engine="fast")
+    with refused(InputError, "engine 'plain'", "native decoder's"):
+        ouroboros.load(models["target"], method="autoregressive", engine="plain", backend="transformers")
+    with refused(UnsupportedArchitecture, "'gpt2'"):
+        ouroboros.load(others["gpt2"], method="autoregressive", engine="plain")
+    monkeypatch.setattr("ouroboros.models.kernels.library", lambda: "the processor lacks avx512f")
+    with refused(InputError, "kernels cannot be had here: the processor lacks avx512f"):
+        ouroboros.load(models["target"], method="autoregressive", engine="kernels")
+
+
 def test_the_embedded_pair_in_transformers() -> None:
     prompt = "def add(a, b):\n"
     texts = [ouroboros.load(backend=name).generate(prompt, max_new_tokens=30).token_ids for name in ("native", "auto")]
@@ -436,7 +457,12 @@ def test_dtype(pair: Mapping[str, Any], dtype: Any) -> None:
     decoder = ouroboros.load(**pair, dtype=dtype, device="cpu")
     name = str(dtype).removeprefix("torch.")
     assert decoder.draft is not None
-    assert (decoder.target.info.dtype, decoder.draft.info.dtype) == (name, name)
+    assert decoder.target.info.dtype == name
+    kernels = decoder.target.info.engine == "kernels"
+    assert decoder.draft.info.dtype == ("int8" if name == "bfloat16" and kernels else name)
+    same = ouroboros.load(**pair, dtype=dtype, draft_dtype=dtype, device="cpu")
+    assert same.draft is not None
+    assert same.draft.info.dtype == name
     stats = decoder.generate([5], max_new_tokens=2).stats
     assert (stats.dtype, stats.device, stats.backend) == (name, "cpu", "native")
 
@@ -445,7 +471,8 @@ def test_auto_dtype_is_each_models_own(models: Mapping[str, Path], monkeypatch: 
     target: LlamaForCausalLM = llama(1).to(getattr(torch, "bfloat16"))  # noqa: B009
     decoder = ouroboros.load(target, models["bare draft"], device="cpu")
     assert decoder.draft is not None
-    assert (decoder.target.info.dtype, decoder.draft.info.dtype) == ("bfloat16", "float32")
+    kernels = decoder.target.info.engine == "kernels"
+    assert (decoder.target.info.dtype, decoder.draft.info.dtype) == ("bfloat16", "int8" if kernels else "float32")
     embedded = ouroboros.load(method="autoregressive", device="cpu")
     assert embedded.target.info.dtype == "float32"  # small, on a CPU
     monkeypatch.setattr(loading, "SMALL", 1)
@@ -454,8 +481,8 @@ def test_auto_dtype_is_each_models_own(models: Mapping[str, Path], monkeypatch: 
 
 
 def test_wrong_dtype_and_device(pair: Mapping[str, Any]) -> None:
-    with refused(InputError, "dtype", "'int4'", "bfloat16"):
-        ouroboros.load(**pair, dtype="int4")
+    with refused(InputError, "dtype", "'int3'", "bfloat16"):
+        ouroboros.load(**pair, dtype="int3")
     with refused(InputError, "device", "'gpu'", "cuda:N"):
         ouroboros.load(**pair, device="gpu")
 
@@ -469,7 +496,7 @@ def test_options(pair: Mapping[str, Any]) -> None:
     assert ouroboros.load(**pair, method="speculative", options={"draft_tokens": 3}).options == options
     assert ouroboros.load(**pair, method="speculative", options={}).options == SpeculativeOptions()
     changes = {"window": 0, "min_chance": 0.5, "reuse": False}
-    assert ouroboros.load(**pair, options=changes).options == options_for("ouroboros", changes, narrow=True)
+    assert ouroboros.load(**pair, options=changes).options == options_for("ouroboros", changes)
 
 
 @pytest.mark.parametrize(
@@ -629,10 +656,12 @@ def test_a_broken_tokenizer_is_named(models: Mapping[str, Path], tmp_path: Path)
         ouroboros.load(target, method="autoregressive")
 
 
-def test_defaults_are_narrow_where_rows_cost_time() -> None:
-    narrow = OuroborosOptions(**OuroborosOptions.NARROW)
-    assert narrow.tree_tokens < OuroborosOptions().tree_tokens
-    assert ouroboros.load(device="cpu").options == narrow
-    assert ouroboros.load(device="cpu", options={"window": 3}).options == dataclasses.replace(narrow, window=3)
-    assert ouroboros.load(device="cpu", options=OuroborosOptions()).options == OuroborosOptions()
-    assert options_for("ouroboros") == OuroborosOptions()
+def test_costs_are_known_where_sizes_are_chosen_by_them(pair: Mapping[str, Any]) -> None:
+    chosen = ouroboros.load(**pair)
+    assert chosen.control is not None
+    for profile in (chosen.control.costs.target, chosen.control.costs.draft):
+        assert all(seconds > 0 for seconds in profile.seconds[0])
+        assert profile.rows[0] == 1
+    assert chosen.generate([1, 2, 3], max_new_tokens=4).stats.target_forwards >= 1
+    assert ouroboros.load(**pair, options={"control": False}).control is None
+    assert ouroboros.load(**pair, method="speculative").control is None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ouroboros.errors import PoolFileError
@@ -173,6 +174,26 @@ def test_a_stored_pool_is_the_same_pool(
     again = load_pool(path, "words")
     assert contents(again) == contents(pool)
     assert (again.max_keys, again.phrases_per_key, again.max_tokens) == (50, 4, 5)
+
+
+def test_a_file_keeps_what_other_methods_remember(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    pool = PhrasePool()
+    for text in ([1, 2, 3], [4, 5]):
+        pool.outputs.extend(text)
+        pool.outputs.close()
+    pool.outputs.extend([1, 2, 6])  # not closed: the output that came last
+    pool.successors.update({7: (8, 9), 3: (), 0: (1, 2, 3)})
+    save_pool(pool, path, "words")
+    again = load_pool(path, "words")
+    assert again.outputs.tokens == [1, 2, 3, -1, 4, 5, -1, 1, 2, 6, -1]
+    assert again.successors == pool.successors
+    save_pool(again, path, "words")
+    assert load_pool(path, "words").outputs.tokens == again.outputs.tokens
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in ("keys", "tokens", "counts")}
+        save_file(arrays, path, file.metadata())
+    assert len(load_pool(path, "words").outputs) == 0  # as files were before
 
 
 def _one_line(error: pytest.ExceptionInfo[PoolFileError], path: Path) -> str:

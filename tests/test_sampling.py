@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from ouroboros.config import SamplingParams
-from ouroboros.sampling import Sampler, gumbel_noise, keep_largest
+from ouroboros.sampling import Sampler, choices, gumbel_noise
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import verify
 from tests import reference
@@ -88,8 +88,8 @@ def test_draws_are_the_oracles(seed: int, params: SamplingParams, ties: bool) ->
 
 def test_ties_go_to_the_lowest_id() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])
-    assert keep_largest(scores, 2).tolist() == [[False, True, True, False, False]]
-    assert keep_largest(scores, torch.tensor([[4]])).tolist() == [[False, True, True, True, True]]
+    two = Sampler(SamplingParams(temperature=1, top_k=2), 0, 5).warp(scores, [()])
+    assert two.isfinite().tolist() == [[False, True, True, False, False]]
     assert Sampler(SamplingParams(), 0, 5).argmax(scores) == [1]
     assert Sampler(SamplingParams(temperature=1, top_k=1), 9, 5).draw(scores, [4], [()]) == [1]
 
@@ -162,3 +162,65 @@ def test_shared_noise_couples_two_models() -> None:
     independent = float((target.softmax(-1) * draft.softmax(-1)).sum())
     assert agreed / 1000 > 2 * independent
     assert math.isclose(agreed / 1000, float(torch.minimum(target.softmax(-1), draft.softmax(-1)).sum()), abs_tol=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_choices_are_the_softmaxs_likeliest(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    scores = 3 * torch.randn(5, 60, dtype=dtype)
+    scores[1, 10:] = -math.inf
+    found = choices(scores, 4, [(1, 3), (1, 30), (4, 59)])
+    probs = scores.softmax(-1)
+    top = probs.topk(4, -1)
+    assert found.tokens == top.indices.tolist()
+    torch.testing.assert_close(torch.tensor(found.probs, dtype=dtype), top.values)
+    assert found.asked == pytest.approx([float(probs[1, 3]), 0.0, float(probs[4, 59])], rel=1e-5)
+    assert choices(torch.zeros(1, 3), 9).tokens == [[0, 1, 2]]  # ties to the lowest id; no more than there are
+
+
+def test_few_logits_wake_no_threads() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def processor(ids_BL: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return scores_BV
+
+    sampler = Sampler(SamplingParams(temperature=0.5), 1, 600, processors=[processor])
+    torch.set_num_threads(2)
+    try:
+        sampler.perturbed(torch.zeros(2, 600), [3, 4], [[1], [1]])
+        sampler.perturbed(torch.zeros(2000, 600), list(range(2000)), [[1]] * 2000)
+        assert seen == [1, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_one_call_yields_what_the_operators_yield(
+    dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draws, choices and noise of the C++ kernel, where there is one, against PyTorch's and NumPy's operators; rows
+    that are padded beyond the vocabulary, or shorter than it, and many that tie."""
+    torch.manual_seed(5)
+    positions, pairs = [1, 2, 3, 1, 9, 70000], [(0, 5), (5, 996)]
+    params = SamplingParams(temperature=temperature)
+    for width in (997, 1003, 1100):
+        logits = (4 * torch.randn(6, 2 * width)).to(dtype)[:, :width]
+        logits[0] = logits[0].round()
+
+        def found(logits: torch.Tensor = logits) -> tuple[object, ...]:
+            sampler = Sampler(params, 2**62 + 3, 1003)
+            best = sampler.choices(logits, positions, [()] * 6, 3, pairs)
+            draws = sampler.draw(logits, positions, [()] * 6)
+            numbers = torch.tensor([*best.asked, *(prob for row in best.probs for prob in row)])
+            return sampler.argmax(logits), draws, best.tokens, numbers
+
+        *fast, fast_numbers = found()
+        with monkeypatch.context() as patch:
+            patch.setattr("ouroboros.sampling.rows.library", lambda: "no C++ compiler")
+            *plain, plain_numbers = found()
+        assert fast == plain
+        torch.testing.assert_close(fast_numbers, plain_numbers, rtol=1e-5, atol=1e-7)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ouroboros import Decoder, OuroborosOptions, SamplingParams
 from ouroboros.models.base import ScoreRequest
@@ -16,7 +17,8 @@ from ouroboros.models.buffers import BufferPool
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
-from ouroboros.models.static import ROWS
+from ouroboros.models.quantised import QUANTISED
+from ouroboros.models.static import ROWS, StaticDecoder
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import Pair, Weights, random_weights, tiny_config
@@ -33,11 +35,13 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def model(name: str, engine: str, device: str = "cpu") -> LlamaModel:
+def model(
+    name: str, engine: str, device: str = "cpu", dtype: torch.dtype = torch.float32, quantised: str | None = None
+) -> LlamaModel:
     config = {**tiny_config(), **CONFIGS[name]}
     weights = Weights(random_weights(config, 5))
     place = torch.device(device)
-    return LlamaModel(parse_config(config), weights, frozenset(), torch.float32, place, engine=engine)
+    return LlamaModel(parse_config(config), weights, frozenset(), dtype, place, engine, quantised)
 
 
 def random_tree(generator: random.Random, root: int, nodes: int) -> TokenTree:
@@ -86,11 +90,58 @@ def test_the_operators_logits(name: str) -> None:
     check(name, "cpu")
 
 
+class Recorder(TorchDispatchMode):
+    """Which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func).removeprefix("aten."))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_captured_stays_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads no value, makes no tensor of Python's numbers and no shape that depends on values."""
+    recorder, compute = Recorder(), StaticDecoder._compute
+
+    def recorded(*args: Any) -> Any:
+        with recorder:
+            return compute(*args)
+
+    monkeypatch.setattr(StaticDecoder, "_compute", recorded)
+    run(model(name, "static"), 0)
+    assert "index_copy_.default" in recorder.names
+    forbidden = ("_local_scalar_dense", "is_nonzero", "lift_fresh", "nonzero", "where.Scalar", "scalar_tensor")
+    assert not [name for name in recorder.names if name.startswith(forbidden)]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_operators_logits_as_graphs(name: str) -> None:
     assert model(name, "auto", "cuda").info.engine == "static, CUDA graphs"
     check(name, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", *QUANTISED])
+def test_other_types_as_graphs(kind: str) -> None:
+    """The graphs' logits are those of the same operators one by one, to what these types round."""
+    quantised = kind if kind in QUANTISED else None
+    dtype = torch.bfloat16 if quantised else getattr(torch, kind)
+    exact, plain, graphs = (
+        torch.cat(run(made, 0)).double()
+        for made in (
+            model("windows", "plain", "cuda", torch.float64),
+            model("windows", "plain", "cuda", dtype, quantised),
+            model("windows", "auto", "cuda", dtype, quantised),
+        )
+    )
+    noise = (plain - exact).abs().mean()
+    assert 0 < noise < exact.abs().mean()
+    assert (graphs - plain).abs().mean() <= 2 * noise
 
 
 def decoded(engine: str, device: str, settings: Mapping[str, Any]) -> list[Sequence[int]]:

@@ -1,75 +1,88 @@
 """Makes the embedded pair: a small target model of Python code, and a draft model that is distilled for it.
 
     python training/embedded_pair.py --out DIR [--minutes M] [--device cuda] [--gsm8k FILE]
+    python training/embedded_pair.py --out DIR --start PAIR …       # goes on from a pair (target/ and draft/)
 
 Stages, each of which leaves files by which it is skipped when the command is given again:
 
     corpus   Python source of this machine under permissive licences, and GSM8K's training part (pair_corpus.py)
-    tokens   a byte-level BPE of 8,192 tokens; every document encoded, with an end-of-sequence behind it
-    target   a Llama trained on random windows of the tokens
-    text     the target's own text, sampled in large batches
-    draft    a smaller Llama, distilled from the target on the corpus and on the target's text
+    tokens   a byte-level BPE of 8,192 tokens (or that of --start); every document encoded, an end-of-sequence behind it
+    target   a Llama trained on random windows of the tokens (with --start: the one that is there)
+    lessons  the target learns prompts with their answers: heads of functions, questions (pair_lessons.py)
+    refine   rounds in which it learns its own best answers and unlearns its loops (pair_refine.py)
+    text     the target's own text, sampled in large batches (pair_writer.py)
+    draft    a smaller Llama (with --start: the one that is there, deepened), distilled on that text (pair_follow.py)
+    meet     target and draft trained together until they draw alike; the target gives way a little (pair_meet.py)
     card     the figures of the pair, on prompts that were not in the corpus (pair_card.py)
 
-The number of steps is what the minutes allow, measured on the first steps; --target-steps and --draft-steps fix it, and
-so make a run repeatable. All is drawn from --seed.
+The number of steps is what the minutes allow, measured on the first steps; the options …-steps fix it, and so make a
+run repeatable. All is drawn from --seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
-from ouroboros.training.examples import Batch
-from ouroboros.training.modules import Sizes, read_module, write_module
+from ouroboros.training.examples import Batch, Batches
+from ouroboros.training.modules import read_module, write_module
 from ouroboros.training.settings import parse_loss
-from ouroboros.training.trainer import Plan, Trainer, mean_of_last, pick_autocast
+from ouroboros.training.trainer import Plan, Trainer, mean_of_last
 
-sys.path.insert(0, str(Path(__file__).parent))
-from pair_card import write_card
-from pair_corpus import build_corpus, default_workers
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training.pair_card import write_card
+from training.pair_corpus import build_corpus, default_workers
+from training.pair_follow import Follower, OwnText, own_batches
+from training.pair_functions import Function
+from training.pair_lessons import Lessons, lessons_of
+from training.pair_meet import Meeting, Pair
+from training.pair_models import (
+    LEARNED,
+    SIZES,
+    Windows,
+    blend,
+    deepened,
+    encode,
+    new_llama,
+    seconds_of_a_step,
+    sharpen,
+    sizes_of,
+    train_tokenizer,
+    validation_losses,
+    write_tokenizer,
+)
+from training.pair_refine import Loops, Refiner, alternate, best_answers, good_beginnings, is_good
+from training.pair_writer import End, Writer
 
 DATA = Path(__file__).parents[1] / "benchmarks" / "data"
-VOCAB, END, POSITIONS = 8192, "<|endoftext|>", 2048
-STAGES = ("corpus", "tokens", "target", "text", "draft", "card")
-SHARES = {"target": 0.62, "text": 0.08, "draft": 0.22}  # of the minutes; what is left is for the card
+STAGES = ("corpus", "tokens", "target", "lessons", "refine", "text", "draft", "meet", "card")
+SHARES = {"target": 0.5, "lessons": 0.12, "refine": 0.1, "text": 0.06, "draft": 0.14, "meet": 0.06}  # of the minutes
+SHARES_ON = {"lessons": 0.28, "refine": 0.2, "text": 0.1, "draft": 0.26, "meet": 0.12}  # the same, going on from a pair
 MOST_EPOCHS = 24
-MIX = 0.5  # share of the target's own text in the draft's batches
-TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}Answer: {{ message['content'] }}\n"
-    "<|endoftext|>{% elif message['role'] == 'user' %}Question: {{ message['content'] }}\n{% else %}"
-    "{{ message['content'] }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
+# kinds of the target's text for the draft: what an end-of-sequence does, temperature, share
+OWN_TEXT: tuple[tuple[End, float, float], ...] = (
+    ("forbid", 0.8, 0.26),
+    ("forbid", 1.0, 0.26),
+    ("forbid", 0.0, 0.12),
+    ("stop", 0.8, 0.1),
+    ("stop", 1.0, 0.1),
+    ("pass", 0.8, 0.08),
+    ("pass", 1.0, 0.08),
 )
-
-
-@dataclass(frozen=True)
-class Size:
-    """A pair's sizes, and how it is trained: sequences a step, tokens of a window."""
-
-    target: Sizes
-    draft: Sizes
-    batch: int
-    window: int
-
-
-SIZES = {
-    "full": Size(Sizes(384, 8, 6, 1024), Sizes(192, 3, 6, 512), 128, 512),  # 17.3 M and 2.9 M
-    "small": Size(Sizes(256, 6, 4, 704), Sizes(160, 3, 5, 432), 16, 256),  # 6.9 M and 2.2 M: a CPU, an hour or two
-    "tiny": Size(Sizes(64, 2, 2, 160), Sizes(32, 1, 1, 96), 8, 128),  # to try the stages
-}
 
 
 class Run:
@@ -85,11 +98,14 @@ class Run:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
         name = arguments.size if arguments.size != "auto" else ("full" if self.device.type == "cuda" else "small")
         self.size = SIZES[name]
+        self.autocast = None if arguments.float32 else torch.bfloat16
+        self.shares = SHARES_ON if arguments.start else SHARES
         self.facts: dict[str, Any] = self._kept() or {
             "size": name,
             "seed": arguments.seed,
             "device": self.device.type,
             "window": self.size.window,
+            "start": None if arguments.start is None else arguments.start.name,
         }
 
     def all(self) -> None:
@@ -110,21 +126,21 @@ class Run:
         found = build_corpus(
             arguments.gsm8k, arguments.evaluation, arguments.most, arguments.seed, arguments.workers, arguments.package
         )
-        part = file.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as lines:
-            for _, text in found.documents:
-                lines.write(json.dumps(text) + "\n")
-        part.replace(file)
+        _write_lines(self.work / "functions.jsonl", [asdict(one) for one in found.functions])
+        _write_lines(self.work / "school.jsonl", found.school)
+        _write_lines(file, [text for _, text in found.documents])
         self.facts["corpus"] = found.facts() | {"evaluation": [path.name for path in arguments.evaluation]}
         return True
 
     def tokens(self) -> bool:
         if (self.work / "tokens.npy").exists():
             return False
-        lines = (self.work / "documents.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        texts: list[str] = [json.loads(line) for line in lines]
-        tokenizer = train_tokenizer(texts[: self.arguments.tokenizer_documents])
-        write_tokenizer(tokenizer, self.work / "tokenizer")
+        texts: list[str] = _read_lines(self.work / "documents.jsonl")
+        if self.arguments.start is None:
+            tokenizer = train_tokenizer(texts[: self.arguments.tokenizer_documents])
+        else:
+            tokenizer = Tokenizer.from_file(str(self.arguments.start / "target" / "tokenizer.json"))
+        write_tokenizer(tokenizer, self.work / "tokenizer", self.arguments.start)
         held_out = max(1, len(texts) // 100)
         arrays = []
         for part in (texts[held_out:], texts[:held_out]):
@@ -135,44 +151,140 @@ class Run:
         return True
 
     def target(self) -> bool:
-        if (self.out / "target" / "config.json").exists():
+        """The target before its lessons, in work/target."""
+        out = self.work / "target"
+        if (out / "config.json").exists():
             return False
-        windows = self._windows()
-        module = new_llama(self.size.target, self.arguments.seed).to(self.device)
-        trainer, steps = self._train("target", module, None, {"text": 1.0}, 1e-3, windows, self.arguments.target_steps)
-        self._finish("target", module, trainer, steps, None)
+        if self.arguments.start is not None:
+            module = read_module(self.arguments.start / "target", torch.float32, self.device)
+        else:
+            module = new_llama(self.size.target, self.arguments.seed).to(self.device)
+            trainer = self._train("target", module, learner, {"text": 1.0}, 1e-3, True, self._windows())
+            self._say("target", module, trainer)
+        self._write(module, out)
         return True
 
+    def lessons(self) -> bool:
+        out = self.work / "taught"
+        if (out / "config.json").exists():
+            return False
+        module = read_module(self.work / "target", torch.float32, self.device)
+        batches = Batches(self._lessons().epochs(3, self.arguments.seed), self.size.batch, 400, self.arguments.seed)
+        trainer = self._train("lessons", module, learner, {"text": 1.0}, self.arguments.rate, False, batches)
+        self._say("lessons", module, trainer)
+        self._write(module, out)
+        return True
+
+    def refine(self) -> bool:
+        if (self._refined / "config.json").exists():
+            return False
+        before = self.work / "taught"
+        for number in range(self.arguments.rounds):
+            out = self.work / f"refined-{number}"
+            if not (out / "config.json").exists():
+                self._refine(before, number, out)
+            before = out
+        return True
+
+    @property
+    def _refined(self) -> Path:
+        """The target behind its last round."""
+        return self.work / (f"refined-{self.arguments.rounds - 1}" if self.arguments.rounds else "taught")
+
+    def _refine(self, before: Path, number: int, out: Path) -> None:
+        """One round: the target answers, learns from its answers, and is made sharper."""
+        arguments, lessons = self.arguments, self._lessons()
+        seed = arguments.seed + 101 * (number + 1)
+        module = read_module(before, torch.float32, self.device)
+        writer, tokenizer = Writer(copy.deepcopy(module).to(torch.bfloat16)), self._tokenizer()
+        asked = lessons.prompts(arguments.answers, seed)
+        every = [one.prompt for one in asked for _ in range(arguments.samples)]
+        texts = writer.write(every, 160, 0.8, seed, progress=self._count("answers"))
+        groups = [
+            [(one.prompt, text) for text in texts[place * arguments.samples : (place + 1) * arguments.samples]
+             if is_good(tokenizer, one.prompt, text, one.kind != "school")]
+            for place, one in enumerate(asked)
+        ]  # fmt: skip
+        kept = [one.example for one in best_answers(module, groups)]
+        heads = [one.prompt for one in asked if one.kind != "school"][:: max(1, len(asked) // arguments.endless)]
+        endless = [
+            pair
+            for temperature in (0.0, 0.8, 1.0)
+            for pair in zip(heads, writer.write(heads, 112, temperature, seed + 7, end="forbid"), strict=True)
+        ]
+        kept += good_beginnings(tokenizer, endless)
+        anchor = [one.answered for one in lessons.prompts(max(self.size.batch, len(kept) // 2), seed + 1)]
+        batches = alternate(
+            Batches([*kept, *anchor], self.size.batch, 400, seed), Loops(endless, self.size.batch, 400, seed)
+        )
+        trainer = self._train("refine", module, Refiner, {"text": 1.0}, arguments.rate / 2, False, batches, number)
+        if number:  # by then there is little to gain and a distribution to lose
+            blend(module, read_module(before, torch.float32, self.device), arguments.blend)
+        sharpen(module, arguments.sharpen)
+        facts = {"asked": len(asked), "kept": len(kept), "loops": len(endless), "steps": trainer.step}
+        self.facts.setdefault("refine", []).append(facts)
+        self._write(module, out)
+
     def text(self) -> bool:
-        file = self.work / "target-text.npy"
+        file = self.work / "target-text.jsonl"
         if file.exists():
             return False
-        target = self._read_target()
-        np.save(file, self._sample(target, 60 * self.arguments.minutes * SHARES["text"]))
+        writer = Writer(self._read_target())
+        found: list[OwnText] = []
+        for number, (end, temperature, share) in enumerate(OWN_TEXT):
+            seed = self.arguments.seed + 17 * (number + 1)
+            heads = [one.prompt for one in self._lessons().prompts(round(share * self.arguments.texts), seed)]
+            texts = writer.write(heads, 112, temperature, seed, end=end, progress=self._count(f"text {number}"))
+            found += [OwnText(head, tuple(text), end != "forbid") for head, text in zip(heads, texts, strict=True)]
+        _write_lines(file, [asdict(one) for one in found])
+        self.facts["text"] = {"texts": len(found), "tokens": sum(len(one.tokens) for one in found)}
         return True
 
     def draft(self) -> bool:
+        out = self.work / "followed"
+        if (out / "config.json").exists():
+            return False
+        target, arguments = self._read_target(), self.arguments
+        if arguments.start is None:
+            module = new_llama(self.size.draft, arguments.seed + 1).to(self.device)
+        else:
+            module = deepened(
+                read_module(arguments.start / "draft", torch.float32, self.device), self.size.draft.layers
+            )
+        batches = self._own_batches(arguments.seed)
+        loss, fresh = parse_loss(arguments.draft_loss), arguments.start is None
+        make = partial(Follower, target)
+        trainer = self._train("draft", module, make, loss, 1e-3 if fresh else arguments.rate, fresh, batches)
+        self._say("draft", module, trainer)
+        self._write(module, out)
+        return True
+
+    def meet(self) -> bool:
         if (self.out / "draft" / "config.json").exists():
             return False
-        target = self._read_target()
-        own = OwnText(np.load(self.work / "target-text.npy"), self.size.batch, self.arguments.seed, self.device)
-        windows, every = self._windows(), max(1, round(1 / MIX))
+        before = self._read_target()
+        target = read_module(self._refined, torch.float32, self.device)
+        draft = read_module(self.work / "followed", torch.float32, self.device)
 
-        def batches(step: int) -> Batch:
-            return own(step) if step % every == 0 else windows(step)
+        def make(pair: Pair, plan: Plan) -> Meeting:
+            return Meeting(before, pair.target, pair.draft, plan)
 
-        module = new_llama(self.size.draft, self.arguments.seed + 1).to(self.device)
-        loss = parse_loss(self.arguments.draft_loss)
-        trainer, steps = self._train("draft", module, target, loss, 1e-3, batches, self.arguments.draft_steps)
-        self._finish("draft", module, trainer, steps, target)
+        self.facts["before"] = validation_losses(before, None, self._held_out())
+        seed = self.arguments.seed + 1
+        endless = [(one.prompt, one.tokens) for one in self._own_texts() if not one.ends]
+        batches = alternate(self._own_batches(seed), Loops(endless, self.size.batch, 400, seed))
+        trainer = self._train("meet", Pair(target, draft), make, {"noise": 1.0}, self.arguments.rate, False, batches)
+        self._say("meet", trainer.draft, trainer)
+        self.facts["trained"]["meet"]["loops"] = len(endless)
+        for module in (target, draft):
+            sharpen(module, self.arguments.meet_sharpen)
+        self._finish("target", target, None)
+        self._finish("draft", draft, target)
         return True
 
     def card(self) -> bool:
-        prompts = [
-            json.loads(line)["prompt"]
-            for line in self.arguments.prompts.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        ]
-        write_card(self.out, self.facts, prompts[: self.arguments.card_prompts], self.arguments.new_tokens, self._bar)
+        prompts = [row["prompt"] for row in _read_lines(self.arguments.prompts)][: self.arguments.card_prompts]
+        write_card(self.out, self.facts, prompts, self.arguments.new_tokens, self._bar)
         return True
 
     # ------------------------------------------------------------------------------------------------------- pieces
@@ -181,88 +293,105 @@ class Run:
         self,
         name: str,
         module: Any,
-        target: Any | None,
+        make: Callable[[Any, Plan], Trainer],
         loss: dict[str, float],
         rate: float,
+        muon: bool,
         batches: Callable[[int], Batch],
-        steps: int | None,
-    ) -> tuple[Trainer, int]:
-        """Trains for so many steps, or for as many as fit into the stage's share of the minutes."""
-        autocast = pick_autocast("auto", self.device)
-        plan = Plan(10**9, rate, loss, muon=True, autocast=autocast, micro_batch=self.arguments.micro_batch, decay=0.6)
-        forward = torch.compile(module) if self.arguments.compile else module
-        steps = steps or self.facts.get("steps", {}).get(name)  # an interrupted run goes on with as many
+        number: int = 0,
+    ) -> Trainer:
+        """Trains for the steps given, or for as many as fit into the stage's share of the minutes."""
+        plan = Plan(10**9, rate, loss, muon, self.autocast, self.arguments.micro_batch, decay=0.8)
+        steps = getattr(self.arguments, f"{name}_steps") or self.facts.get("steps", {}).get(name)
         if steps is None:
             # A trial on a copy: the steps that are counted must be those of a run whose number was given.
             state = {key: value.clone() for key, value in module.state_dict().items()}
-            seconds = seconds_of_a_step(Trainer(module, target, plan, forward), batches, self.device)
+            seconds = seconds_of_a_step(make(module, plan), batches, self.device)
             module.load_state_dict(state)
+            share = self.shares[name] / (self.arguments.rounds if name == "refine" else 1)
             epoch = self.facts["tokens"]["training"] / (self.size.batch * self.size.window)
-            steps = max(10, min(int(60 * self.arguments.minutes * SHARES[name] / seconds), int(MOST_EPOCHS * epoch)))
+            steps = max(10, min(int(60 * self.arguments.minutes * share / seconds), int(MOST_EPOCHS * epoch)))
             self.facts.setdefault("steps", {})[name] = steps
             self._keep()
-        plan = Plan(steps, rate, loss, plan.muon, autocast, plan.micro_batch, plan.decay)
-        trainer = Trainer(module, target, plan, forward)
-        checkpoint = self.work / f"{name}-{steps}.pt"
+        trainer = make(module, replace(plan, steps=steps))
+        checkpoint = self.work / f"{name}-{number}-{steps}.pt"
         if checkpoint.exists():
             trainer.load(checkpoint)
         tell = self._bar(name)
-        trainer.run(batches, steps, lambda step, value: tell(step, steps, f"loss {value:.3f}"), checkpoint, 1000)
-        return trainer, steps
+        trainer.run(batches, steps, lambda step, value: tell(step, steps, f"loss {value:.3f}"), checkpoint, 200)
+        return trainer
 
-    def _finish(self, name: str, module: Any, trainer: Trainer, steps: int, target: Any | None) -> None:
-        self.facts[name] = {
-            **asdict(self.size.target if name == "target" else self.size.draft),
+    def _say(self, name: str, module: Any, trainer: Trainer) -> None:
+        """Notes how a stage trained."""
+        self.facts.setdefault("trained", {})[name] = {
+            "steps": trainer.step,
+            "batch": self.size.batch,
+            "loss": mean_of_last(trainer.losses),
             "parameters": sum(p.numel() for p in module.parameters()),
-            "steps": steps,
-            "tokens": steps * self.size.batch * self.size.window,
-            "training_loss": mean_of_last(trainer.losses),
-            "validation": validation_losses(module, target, np.load(self.work / "validation.npy"), self.size.window),
         }
-        part = self.work / f"{name}-part"
-        write_module(module, part, torch.bfloat16, self.work / "tokenizer")
-        shutil.rmtree(self.out / name, ignore_errors=True)
-        part.replace(self.out / name)
-        for file in self.work.glob(f"{name}-*.pt"):
+
+    def _finish(self, name: str, module: Any, target: Any | None) -> None:
+        """Writes a model of the pair, and notes its size and its losses on what was set aside."""
+        tokens = np.load(self.work / "validation.npy")
+        window = min(self.size.window, len(tokens))
+        whole = len(tokens) // window
+        rows = np.linspace(0, whole - 1, min(512, whole)).round().astype(int)
+        text_BL = torch.from_numpy(tokens[: whole * window].reshape(whole, window)[rows].astype(np.int64))
+        self.facts[name] = {
+            **asdict(sizes_of(module)),
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "validation": validation_losses(module, target, text_BL),
+            "lessons": validation_losses(module, target, self._held_out()),
+        }
+        if name == "draft":
+            module.config.max_position_embeddings = LEARNED
+        self._write(module, self.out / name)
+        for file in self.work.glob("*.pt"):
             file.unlink()
 
+    def _write(self, module: Any, out: Path) -> None:
+        part = self.work / f"{out.name}-part"
+        shutil.rmtree(part, ignore_errors=True)
+        write_module(module, part, torch.bfloat16, self.work / "tokenizer")
+        shutil.rmtree(out, ignore_errors=True)
+        part.replace(out)
+
     def _read_target(self) -> Any:
-        kind = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        return read_module(self.out / "target", kind, self.device).requires_grad_(False)
+        """The target that writes and that the draft follows."""
+        return read_module(self._refined, torch.bfloat16, self.device).requires_grad_(False)
 
-    @torch.inference_mode()
-    def _sample(self, target: Any, seconds: float) -> np.ndarray[Any, Any]:
-        """Texts [S, window] of the target: beginnings of the corpus, gone on with at temperature 1; ends filled up with
-        the end-of-sequence. As many as the seconds allow, one batch at least."""
-        size, window = self.size.batch * (8 if self.device.type == "cuda" else 1), self.size.window
-        prefix = window // 16
-        starts = self._windows(window=prefix, batch=size, seed=self.arguments.seed + 2)
-        torch.manual_seed(self.arguments.seed)
-        found: list[Any] = []
-        began = time.perf_counter()
-        tell = self._bar("text")
-        most = self.arguments.text_batches
-        while not found or (time.perf_counter() - began < seconds if most is None else len(found) < most):
-            ids = starts(len(found)).ids_BL.to(self.device)
-            settings = transformers.GenerationConfig(
-                do_sample=True, top_k=0, max_new_tokens=window - ids.shape[1], eos_token_id=0, pad_token_id=0
-            )
-            made = target.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-            filled = torch.zeros(size, window, dtype=torch.long)
-            filled[:, : made.shape[1]] = made.cpu()
-            found.append(filled.numpy().astype(np.uint16))
-            tell(len(found) * size, len(found) * size, f"{time.perf_counter() - began:.0f} of {seconds:.0f} s")
-        self.facts["text"] = {"texts": len(found) * size, "batches": len(found)}
-        return np.concatenate(found)
+    def _own_texts(self) -> list[OwnText]:
+        rows = _read_lines(self.work / "target-text.jsonl")
+        return [OwnText(tuple(row["prompt"]), tuple(row["tokens"]), row["ends"]) for row in rows]
 
-    def _windows(self, window: int | None = None, batch: int | None = None, seed: int | None = None) -> Windows:
+    def _own_batches(self, seed: int) -> Callable[[int], Batch]:
+        texts = self._own_texts()
+        others = [one.answered for one in self._lessons().prompts(len(texts) // 8, self.arguments.seed)]
+        return own_batches(texts, others, self.size.batch, 400, seed)
+
+    def _held_out(self) -> torch.Tensor:
+        """Short functions that were set aside, filled up with 0, [B, L]."""
+        lessons = [one.example for one in self._lessons().held_out]
+        return Batches(lessons, len(lessons), 400, 0)(0).ids_BL
+
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.work / "tokenizer" / "tokenizer.json"))
+
+    def _lessons(self) -> Lessons:
+        functions = [Function(**row) for row in _read_lines(self.work / "functions.jsonl")]
+        return Lessons.split(lessons_of(self._tokenizer(), functions, _read_lines(self.work / "school.jsonl")))
+
+    def _windows(self) -> Windows:
         tokens = np.load(self.work / "tokens.npy")
-        sizes = window or self.size.window, batch or self.size.batch
-        return Windows(tokens, *sizes, self.arguments.seed if seed is None else seed, self.device)
+        return Windows(tokens, self.size.window, self.size.batch, self.arguments.seed, self.device)
 
     def _bar(self, name: str) -> Callable[[int, int, str], None]:
         task = self.progress.add_task(name, note="")
         return lambda done, total, note: self.progress.update(task, completed=done, total=total, note=note)
+
+    def _count(self, name: str) -> Callable[[int, int], None]:
+        tell = self._bar(name)
+        return lambda done, total: tell(done, total, "")
 
     def _keep(self) -> None:
         (self.work / "facts.json").write_text(json.dumps(self.facts, indent=1), encoding="utf-8")
@@ -272,134 +401,20 @@ class Run:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-# ----------------------------------------------------------------------------------------------------------- data
+def learner(module: Any, plan: Plan) -> Trainer:
+    """What learns text alone."""
+    return Trainer(module, None, plan)
 
 
-class Windows:
-    """Batches of random windows of a long text, on the device; a step's batch depends on seed and step alone."""
-
-    def __init__(self, tokens: Any, window: int, batch: int, seed: int, device: torch.device) -> None:
-        self._tokens = torch.from_numpy(tokens.astype(np.int32)).to(device)
-        self._window, self._batch, self._seed = min(window, len(tokens)), batch, seed
-        self._learned_BL = torch.ones(batch, self._window, dtype=torch.bool)
-        self._learned_BL[:, -1] = False
-
-    def __call__(self, step: int) -> Batch:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        last = len(self._tokens) - self._window
-        starts = torch.randint(last + 1, (self._batch, 1), generator=generator).to(self._tokens.device)
-        places = starts + torch.arange(self._window, device=self._tokens.device)
-        return Batch(self._tokens[places].long(), self._learned_BL)
+def _write_lines(path: Path, rows: Sequence[Any]) -> None:
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    part.replace(path)
 
 
-class OwnText:
-    """Batches of the target's texts, each learned up to its end-of-sequence."""
-
-    def __init__(self, texts: Any, batch: int, seed: int, device: torch.device) -> None:
-        self._texts = torch.from_numpy(texts.astype(np.int32)).long()
-        self._batch, self._seed, self._device = min(batch, len(texts)), seed, device
-
-    def __call__(self, step: int) -> Batch:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        rows = torch.randint(len(self._texts), (self._batch,), generator=generator)
-        ids_BL = self._texts[rows]
-        prefix = ids_BL.shape[1] // 16
-        ended_BL = (ids_BL[:, prefix:] == 0).cumsum(1) > 0
-        learned_BL = torch.ones_like(ids_BL, dtype=torch.bool)
-        learned_BL[:, prefix:] = ~ended_BL
-        learned_BL[:, -1] = False
-        return Batch(ids_BL, learned_BL)
-
-
-def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """Byte-level BPE; digits stand alone, so that numbers are alike."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, texts: Sequence[str], tell: Callable[[int, int, str], None]) -> Any:
-    """All texts as one array of uint16, an end-of-sequence behind each; some at a time, since encodings are large."""
-    found = []
-    for start in range(0, len(texts), 1000):
-        for encoding in tokenizer.encode_batch(texts[start : start + 1000]):
-            found.append(np.array([*encoding.ids, 0], dtype=np.uint16))
-        tell(min(start + 1000, len(texts)), len(texts), "")
-    return np.concatenate(found)
-
-
-def write_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
-    out.mkdir(exist_ok=True)
-    tokenizer.save(str(out / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "bos_token": END,
-        "model_max_length": POSITIONS,
-        "clean_up_tokenization_spaces": False,
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-
-
-# --------------------------------------------------------------------------------------------------------- models
-
-
-def new_llama(sizes: Sizes, seed: int) -> Any:
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.inner,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-        rms_norm_eps=1e-5,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def seconds_of_a_step(trainer: Trainer, batches: Callable[[int], Batch], device: torch.device, trial: int = 6) -> float:
-    """Measured on a few steps, the first two left out."""
-    trainer.run(batches, 2)
-    began = time.perf_counter()
-    trainer.run(batches, 2 + trial)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / trial
-
-
-@torch.inference_mode()
-def validation_losses(module: Any, target: Any | None, tokens: Any, window: int) -> dict[str, float]:
-    """Nats a token on text that was set aside, and how often a draft's likeliest token is its target's."""
-    device = next(module.parameters()).device
-    whole = len(tokens) // window
-    rows = np.linspace(0, whole - 1, min(512, whole)).round().astype(int)
-    ids = torch.from_numpy(tokens[: whole * window].reshape(whole, window)[rows].astype(np.int64))
-    loss = agreed = count = 0.0
-    for part in ids.split(8):
-        part = part.to(device)
-        logits = module(input_ids=part, use_cache=False).logits[:, :-1].float()
-        loss += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
-        count += part[:, 1:].numel()
-        if target is not None:
-            theirs = target(input_ids=part, use_cache=False).logits[:, :-1]
-            agreed += float((theirs.argmax(-1) == logits.argmax(-1)).sum())
-    found = {"loss": loss / count}
-    return found if target is None else found | {"greedy_agreement": agreed / count}
+def _read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -416,17 +431,26 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="JSON lines whose prompts and solutions must not be in the corpus")  # fmt: skip
     add("--prompts", type=Path, default=DATA / "humaneval.jsonl", help="held-out prompts for the card")
     add("--card-prompts", type=int, default=24)
-    add("--new-tokens", type=int, default=256, help="of each completion in the card")
+    add("--new-tokens", type=int, default=96, help="of each completion in the card")
+    add("--start", type=Path, help="go on from this pair: a directory with target/ and draft/")
     add("--package", action="append", default=[], help="take text of this source alone; repeatable")
     add("--most", type=int, default=8_000_000, help="characters of one source at most")
     add("--tokenizer-documents", type=int, default=20_000, help="documents that the tokenizer is trained on")
     add("--workers", type=int, default=default_workers(), help="processes that read the corpus")
-    add("--target-steps", type=int, help="in place of what the minutes allow")
-    add("--draft-steps", type=int)
-    add("--text-batches", type=int)
+    for stage in ("target", "lessons", "refine", "draft", "meet"):
+        add(f"--{stage}-steps", type=int, help="in place of what the minutes allow")
+    add("--rate", type=float, default=6e-4, help="peak learning rate of what goes on from trained weights")
+    add("--rounds", type=int, default=2, help="in which the target learns from its own answers")
+    add("--answers", type=int, default=2000, help="prompts that it answers in a round")
+    add("--samples", type=int, default=3, help="answers to each")
+    add("--endless", type=int, default=200, help="prompts that it answers in a round without an end, to see it loop")
+    add("--sharpen", type=float, default=0.7, help="temperature whose distribution the target's own becomes in a round")
+    add("--blend", type=float, default=0.4, help="share of the new weights behind a round that is not the first")
+    add("--meet-sharpen", type=float, default=0.95, help="the same for both behind their meeting, which blurs them")
+    add("--texts", type=int, default=6000, help="of the target for the draft to learn from")
     add("--draft-loss", default="forward_kl=0.5,tv=2")
     add("--micro-batch", type=int)
-    add("--compile", action="store_true", help="torch.compile the models")
+    add("--float32", action="store_true", help="train in float32, not in bfloat16 autocast")
     add("--until", choices=STAGES, default="card", help="stop behind this stage")
     add("--seed", type=int, default=0)
     found = parser.parse_args(words)

@@ -2,13 +2,13 @@
 
 Sources are the standard library and the installed packages whose licence, as importlib.metadata tells it, is
 permissive. Beside whole files, module-level functions with a docstring are documents of their own, so that the models
-learn where a function ends. A document that shares 13 consecutive words with an evaluation prompt or solution is left
-out. This file knows nothing of tokens and models.
+learn where a function ends; short ones once more with head and body apart (pair_functions.py), for the lessons that
+come last. What shares 13 consecutive words with an evaluation prompt or solution is left out. This file knows nothing
+of tokens and models.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import json
@@ -16,12 +16,13 @@ import os
 import random
 import re
 import sysconfig
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from training.pair_functions import Function, short_functions, whole_functions
 
 PERMISSIVE = re.compile(r"\b(MIT|BSD|0BSD|Apache|PSF|Python Software Foundation|ISC|ISCL|Zlib|HPND|CNRI|Unlicense)\b")
 COPYLEFT = re.compile(r"\b(A?L?GPL|MPL|Mozilla|EPL|CDDL|EUPL)")
@@ -42,11 +43,14 @@ class Source:
 
 @dataclass
 class Corpus:
-    """``documents``: (source, text). ``counts``: characters of each source that were taken. ``removed``: documents left
-    out for their overlap with evaluation sets, by source."""
+    """``documents``: (source, text). ``functions``: short functions of the same sources;
+    ``school``: questions with answers, which are documents too. ``counts``: characters of each
+    source that were taken. ``removed``: documents left out for their overlap with evaluation sets, by source."""
 
     documents: list[tuple[str, str]]
     licences: dict[str, str]
+    functions: list[Function] = field(default_factory=list)
+    school: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
 
@@ -56,7 +60,8 @@ class Corpus:
             {"source": name, "licence": self.licences[name], "characters": count, "removed": self.removed[name]}
             for name, count in self.counts.most_common()
         ]
-        return {"sources": rows, "documents": len(self.documents), "removed": self.removed.total()}
+        counts = {"documents": len(self.documents), "functions": len(self.functions), "school": len(self.school)}
+        return {"sources": rows, **counts, "removed": self.removed.total()}
 
 
 def build_corpus(
@@ -73,9 +78,11 @@ def build_corpus(
     corpus = Corpus([], {source.name: source.licence for source in found})
     jobs = [(source, most, seed) for source in found]
     seen: set[bytes] = set()
+    bodies: set[bytes] = set()
     with ProcessPoolExecutor(workers, initializer=_remember, initargs=(grams,)) as pool:
-        for source, (texts, removed) in zip(found, pool.map(_read_source, jobs), strict=True):
+        for source, (texts, functions, removed) in zip(found, pool.map(_read_source, jobs), strict=True):
             _add(corpus, source.name, texts, seen)
+            corpus.functions += [one for one in functions if _is_new(one.body, bodies)]
             corpus.removed[source.name] += removed
     if gsm8k is not None:
         _remember(grams)
@@ -83,18 +90,26 @@ def build_corpus(
         clean = [text for text in texts if not overlaps(text)]
         corpus.licences["GSM8K, training part"] = "MIT"
         _add(corpus, "GSM8K, training part", clean, seen)
+        corpus.school += clean
         corpus.removed["GSM8K, training part"] += len(texts) - len(clean)
     random.Random(seed).shuffle(corpus.documents)
+    random.Random(seed).shuffle(corpus.functions)
     return corpus
 
 
 def _add(corpus: Corpus, name: str, texts: Iterable[str], seen: set[bytes]) -> None:
     for text in texts:
-        key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=12).digest()
-        if key not in seen:
-            seen.add(key)
+        if _is_new(text, seen):
             corpus.documents.append((name, text))
             corpus.counts[name] += len(text)
+
+
+def _is_new(text: str, seen: set[bytes]) -> bool:
+    """Whether a text is none of those seen, white space aside; it is one of them then."""
+    key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=12).digest()
+    new = key not in seen
+    seen.add(key)
+    return new
 
 
 # -------------------------------------------------------------------------------------------------------- sources
@@ -128,12 +143,13 @@ def licence_of(metadata: importlib.metadata.PackageMetadata) -> str | None:
     return named if PERMISSIVE.search(named) and not COPYLEFT.search(named) else None
 
 
-def _read_source(job: tuple[Source, int, int]) -> tuple[list[str], int]:
-    """A source's documents, and how many were left out for their overlap."""
+def _read_source(job: tuple[Source, int, int]) -> tuple[list[str], list[Function], int]:
+    """A source's documents and short functions, and how many were left out for their overlap."""
     source, most, seed = job
     files = [path for path in source.files if not any(part in path.as_posix() for part in SKIPPED)]
     random.Random(f"{seed}/{source.name}").shuffle(files)
     texts: list[str] = []
+    functions: list[Function] = []
     room, removed = most, 0
     for path in files:
         if room <= 0:
@@ -141,13 +157,17 @@ def _read_source(job: tuple[Source, int, int]) -> tuple[list[str], int]:
         text = _source_text(path)
         if text is None:
             continue
-        for document in (text, *functions(text)):
+        for document in (text, *whole_functions(text, SMALLEST, 4000)):
             if overlaps(document):
                 removed += 1
             else:
                 texts.append(document)
                 room -= len(document)
-    return texts, removed
+        short = list(short_functions(text))
+        clean = [one for one in short if not overlaps(one.text)]
+        functions += clean
+        removed += len(short) - len(clean)
+    return texts, functions, removed
 
 
 def _source_text(path: Path) -> str | None:
@@ -161,22 +181,6 @@ def _source_text(path: Path) -> str | None:
     letters = sum(char.isalpha() for char in text) / len(text)
     longest = max(map(len, text.splitlines()), default=0)
     return text if letters > 0.4 and longest < 400 and "\0" not in text else None
-
-
-def functions(text: str) -> Iterator[str]:
-    """The module-level functions with a docstring, each with its decorators."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return
-    lines = text.splitlines(keepends=True)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
-            first = min([node.lineno, *(part.lineno for part in node.decorator_list)])
-            body = "".join(lines[first - 1 : node.end_lineno])
-            if SMALLEST <= len(body) <= 4000:
-                yield body.rstrip() + "\n"
 
 
 def chat(question: str, answer: str) -> str:

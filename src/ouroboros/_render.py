@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -21,12 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ouroboros.bench.demo import MethodRow
-from ouroboros.stats import Stats
+from ouroboros.stats import Decision, Stats
 
 if TYPE_CHECKING:  # torch comes with it
     from ouroboros.bench.audit import AuditReport, PromptAudit
     from ouroboros.bench.nearness import Choice
+    from ouroboros.bench.search import Setting
     from ouroboros.control.cost import CostProfile
+    from ouroboros.control.tuned import Tuned
     from ouroboros.training.report import DistillReport
 
 __all__ = ["Screen", "showable"]
@@ -150,6 +152,11 @@ class Screen:
         if self.out_terminal or self.err_terminal:
             self._err.print(Text(_figures(stats) + note, style="dim"), soft_wrap=True)
 
+    def explain(self, decisions: Sequence[Decision]) -> None:
+        """What each step chose, and why, on standard error."""
+        for number, decision in enumerate(decisions, start=1):
+            self._err.print(Text(_explanation(number, decision)), soft_wrap=True)
+
     def restrictions(self, stats: Stats) -> None:
         """One line on standard error where a model has kept the method from branching."""
         line = _restrictions(stats)
@@ -199,6 +206,21 @@ class Screen:
             self._out.print(Text(f"{name}, {context} positions cached: {profile.model}", style="bold"), soft_wrap=True)
             self._out.print(table)
         self._out.print(Text(profile.machine, style="dim"), soft_wrap=True)
+
+    def tuned(self, found: Tuned, tried: Sequence[Setting]) -> None:
+        """The settings that were tried, best first, and the one that was chosen."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("setting", no_wrap=True)
+        for heading in ("tokens/s, replayed", "measured"):
+            table.add_column(heading, justify="right")
+        for one in tried:
+            name = "plain decoding" if one.options is None else _assignments(one.options)
+            chosen = one.options == found.options
+            cells = ["" if figure is None else f"{figure:.1f}" for figure in (one.replayed, one.measured)]
+            table.add_row(f"{name}  ← chosen" if chosen else name, *cells, style="bold" if chosen else "")
+        self._out.print(table)
+        text = f"{found.speed_up:.2f} × plain decoding on {found.prompts} prompts × {found.new_tokens} tokens"
+        self._out.print(Text(text), soft_wrap=True)
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int, str], None]]:
@@ -285,6 +307,28 @@ def _figures(stats: Stats) -> str:
     if stats.cached_tokens:
         parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens from the cache")
     return ", ".join(parts)
+
+
+def _assignments(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults"
+
+
+def _explanation(number: int, decision: Decision) -> str:
+    drafts = len(decision.draft_rows)
+    if not drafts:
+        drafted = "no draft forward"
+    else:
+        drafted = (
+            f"{drafts} draft forward{'s' if drafts > 1 else ''} of {' + '.join(map(str, decision.draft_rows))} rows"
+        )
+    if decision.probe:
+        drafted += " as a probe"
+    why = f"another was worth {decision.gain:.2f} tokens, and its time {decision.price:.2f}"
+    return (
+        f"step {number}: at {decision.rate:.1f} tokens/s {drafted}"
+        + (f"; {why}" if decision.price else "")
+        + f"; {decision.rows} rows to the target, {decision.expected:.1f} tokens expected, {decision.tokens} written"
+    )
 
 
 def _restrictions(stats: Stats) -> str:

@@ -14,6 +14,7 @@ import click
 
 from ouroboros._version import __version__
 from ouroboros.commands.audit import audit
+from ouroboros.commands.bench import bench
 from ouroboros.commands.chat import chat
 from ouroboros.commands.demo import demo
 from ouroboros.commands.distill import distill
@@ -21,6 +22,7 @@ from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Place, Tools
 from ouroboros.commands.process import run
 from ouroboros.commands.profile import profile
+from ouroboros.commands.tune import tune
 from ouroboros.config import MethodOptions
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, chat, audit, profile, distill, demo):
+for _command in (generate, chat, audit, profile, tune, bench, distill, demo):
     cli.add_command(_command)
 
 
@@ -78,6 +80,8 @@ def _load(
         dtype=place.dtype,
         device=place.device,
         backend=place.backend,
+        engine=place.engine,
+        draft_dtype=place.draft_dtype,
         revision=place.revision,
         pool=pool,
         pool_read_only=pool_read_only,

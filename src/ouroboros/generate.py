@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, cast, overload
 
 from ouroboros.config import MAX_SEED, MethodOptions, SamplingParams
+from ouroboros.control.controller import Control
 from ouroboros.decoder import Step, decode
 from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import build_drafter
@@ -40,7 +41,8 @@ class Decoder:
     Attributes:
         target, draft: the models. tokenizer: None where the target has none. method, options: how it decodes.
         pool: the phrases that it keeps between calls; None where every call starts with an empty pool. pool_file: where
-            ``close`` saves them; None to save nothing.
+            ``close`` saves them; None to save nothing. control: what chooses each step's sizes, where the options ask
+            for it; None to decode by their fixed sizes.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Decoder:
         self.options = options
         self.pool = pool
         self.pool_file: str | os.PathLike[str] | None = None
+        self.control: Control | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -136,12 +139,15 @@ class Session:
 
     Args:
         decoder: whose models and method it uses. pool: None for an empty one with every request.
+        target: a context of the decoder's target model to begin in, as another session's left it.
     """
 
-    def __init__(self, decoder: Decoder, pool: PhrasePool | None) -> None:
+    def __init__(self, decoder: Decoder, pool: PhrasePool | None, target: Context | None = None) -> None:
         self._decoder = decoder
         self._pool = pool
         self._kept: tuple[object, Context, Context | None] | None = None  # guidance, target's context, draft's
+        if target is not None:
+            self._kept = None, target, None if decoder.draft is None else Context(decoder.draft)
         self._busy = False
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> GenerationResult:
@@ -198,7 +204,11 @@ class Session:
 
         def start() -> Drafter:
             limits = info.max_positions, info.trees
-            drafter = build_drafter(decoder.options, draft, sampler, pool, ids, stop_ids, *limits)
+            controller = None
+            if decoder.control is not None:
+                room, report = params.max_new_tokens, recorder.decisions.append
+                controller = decoder.control.controller(params.temperature, len(ids), room, report)
+            drafter = build_drafter(decoder.options, draft, sampler, pool, ids, stop_ids, *limits, controller)
             return ForcedDrafter(drafter, grammar.forced) if grammar and decoder.method != "autoregressive" else drafter
 
         keep = params.logprobs is not None

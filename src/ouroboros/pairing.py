@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import torch
 
-from ouroboros.config import MethodOptions, options_for
+from ouroboros.config import MethodOptions, OuroborosOptions, options_for
+from ouroboros.control.controller import Control
+from ouroboros.control.known import known_costs
+from ouroboros.control.tuned import load_tuned, tuned_path
 from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.generate import Decoder
-from ouroboros.models.base import CausalModel
+from ouroboros.models.base import CausalModel, ModelInfo
+from ouroboros.models.llama import check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
 from ouroboros.models.translated import TranslatedModel
 from ouroboros.phrases.pool import PhrasePool
@@ -42,6 +47,8 @@ def load(
     pool_read_only: bool = False,
     backend: str = "auto",
     device_map: Any = None,
+    engine: str = "auto",
+    draft_dtype: str | torch.dtype = "auto",
 ) -> Decoder:
     """Loads a target model and, where the method needs one, a draft model.
 
@@ -55,15 +62,21 @@ def load(
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.
         pool: None: phrases are kept as long as the decoder; False: an empty pool for every call; a path: read if it
             exists and saved on ``close`` (not with ``pool_read_only``, which needs the file); or a PhrasePool.
-        options: the method's dataclass of config.py, or a dict of its fields. What is not said has its default, on a
-            CPU that of the class's ``NARROW``: there each row of a forward costs time.
+        options: the method's dataclass of config.py, or a dict of its fields. What is not said has its default.
+            None takes what ``ouroboros tune`` found for this pair on this machine, if it was run.
         revision, token: of the hub.
         backend: ``native`` (the library's own decoder), ``transformers`` (any causal language model that it has, run
             by its own code), or ``auto``: native where it can be, else transformers.
         device_map: how transformers spreads the target over devices, as it takes it; the native decoder knows none.
+        engine: what computes in the native decoder: ``auto``, the fastest that is to be had, or one that must be had:
+            ``kernels`` (C++, on CPUs with AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or ``plain``,
+            or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which it is.
+        draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``int8`` beside a bfloat16 target in the C++ kernels,
+            where a draft forward costs the time to read its weights. What is drafted is verified whatever drafts it.
 
     Raises:
-        InputError: unknown method, option, dtype, device or backend; a draft for a method that uses none.
+        InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
+            for a method that uses none.
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
         PoolFileError: the pool's file is no pool, or of another vocabulary.
     """
@@ -83,21 +96,28 @@ def load(
         raise InputError(f"pool must be None, False, a path or a PhrasePool, not {pool!r}")
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    check_engine(engine)
+    if engine != "auto" and (backend == "transformers" or device_map is not None):
+        raise InputError(f"engine {engine!r} is the native decoder's; with transformers it must be auto")
     if device_map is not None and (backend == "native" or device != "auto"):
         raise InputError("device_map needs the backend auto or transformers, and device must be auto with it")
     if device_map is not None and not isinstance(target, str | os.PathLike):
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {_name(target)}")
     place = pick_device(device)
-    target_model, words = _load_model(target, dtype, device, place, revision, token, backend, device_map)
-    if not isinstance(options, MethodOptions):
-        chosen = options_for(method, options, narrow=target_model.info.device == "cpu")
+    target_model, words = _load_model(target, dtype, device, place, revision, token, backend, engine, device_map)
     if tokenizer is not None:
         words = Tokenizer.wrap(tokenizer)
     draft_model = None
     if draft is not None:
-        draft_model, draft_words = _load_model(draft, dtype, device, place, None, token, backend)
+        place_of_draft = device, place, None, token, backend, engine
+        draft_model, draft_words = _load_draft(draft, dtype, draft_dtype, target_model.info, *place_of_draft)
         draft_model = _paired(target_model, words, draft_model, draft_words, _name(draft))
     decoder = Decoder(target_model, draft_model, words, method, chosen, pool if isinstance(pool, PhrasePool) else None)
+    if draft_model is not None and isinstance(chosen, OuroborosOptions):
+        tuned = load_tuned(tuned_path(target_model.info, draft_model.info)) if options is None else None
+        decoder.options = chosen = tuned.chosen() if tuned else chosen
+        if chosen.control:
+            decoder.control = Control(known_costs(target_model, draft_model))
     if pool is None:
         decoder.pool = PhrasePool()
     elif isinstance(pool, str | os.PathLike):
@@ -127,38 +147,52 @@ def _load_model(
     revision: str | None,
     token: str | None,
     backend: str,
+    engine: str,
     device_map: Any = None,
 ) -> tuple[CausalModel, Tokenizer | None]:
     if isinstance(source, str | os.PathLike):
         path = resolve(os.fspath(source), revision, token)
-        return _from_directory(path, dtype, place, backend, device_map), Tokenizer.from_directory(path)
+        return _from_directory(path, dtype, place, backend, engine, device_map), Tokenizer.from_directory(path)
     if isinstance(source, torch.nn.Module):
-        return _from_module(source, dtype, device, backend), None
+        return _from_module(source, dtype, device, backend, engine), None
     if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):
         return source, None
     raise InputError(f"a model must be a directory, a hub id or a loaded model, not {_name(source)}")
 
 
+def _load_draft(
+    source: Any, dtype: str | torch.dtype, draft_dtype: str | torch.dtype, target: ModelInfo, *rest: Any
+) -> tuple[CausalModel, Tokenizer | None]:
+    if draft_dtype != "auto":
+        return _load_model(source, draft_dtype, *rest)
+    if isinstance(source, str | os.PathLike) and target.dtype == "bfloat16" and target.engine == "kernels":
+        with contextlib.suppress(UnsupportedArchitecture, LoadError):  # what is wrong with it is said below
+            return _load_model(source, "int8", *rest)
+    return _load_model(source, dtype, *rest)
+
+
 def _from_directory(
-    path: Path, dtype: str | torch.dtype, place: torch.device, backend: str, device_map: Any
+    path: Path, dtype: str | torch.dtype, place: torch.device, backend: str, engine: str, device_map: Any
 ) -> CausalModel:
     if backend != "transformers" and device_map is None:
         try:
-            return load_directory(path, dtype, place)
+            return load_directory(path, dtype, place, engine)
         except UnsupportedArchitecture:
-            if backend == "native":
+            if backend == "native" or engine != "auto":
                 raise
     from ouroboros.models.transformers import load_pretrained
 
     return load_pretrained(path, dtype, place, device_map)
 
 
-def _from_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str, backend: str) -> CausalModel:
+def _from_module(
+    module: torch.nn.Module, dtype: str | torch.dtype, device: str, backend: str, engine: str
+) -> CausalModel:
     if backend != "transformers":
         try:
-            return load_module(module, dtype, device)
+            return load_module(module, dtype, device, engine)
         except UnsupportedArchitecture:
-            if backend == "native":
+            if backend == "native" or engine != "auto":
                 raise
     from ouroboros.models.transformers import wrap_module
 

@@ -1,7 +1,12 @@
-"""From what a user gives as a prompt (text, token ids, messages) to checked token ids. It knows nothing of models."""
+"""From what a user gives as a prompt (text, token ids, messages) to checked token ids. It knows nothing of models.
+
+A file of prompts is text that is one prompt, or a JSON object a line with the prompt in one of ``FIELDS``: a text,
+token ids, messages for the chat template, or the user's turns (as in Spec-Bench) of which the first counts.
+"""
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +15,9 @@ from typing import Any, TypeGuard, cast
 from ouroboros.errors import InputError
 from ouroboros.text import Tokenizer
 
-__all__ = ["Message", "Prompt", "check_ids", "encode", "is_batch", "read_text", "short"]
+__all__ = ["Message", "Prompt", "check_ids", "encode", "is_batch", "prompt_rows", "read_prompts", "read_text", "short"]
+
+FIELDS = ("prompt", "messages", "question", "text", "turns", "instruction")  # the first of these that a line has
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, as chat templates take it
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -70,18 +77,77 @@ def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
         raise InputError(f"{name} holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
 
 
+def read_prompts(name: str) -> list[Prompt]:
+    """The prompts of a file (see the header).
+
+    Raises:
+        InputError: an unreadable or empty file, or a line that is not as it should be.
+    """
+    return [prompt for prompt, _ in prompt_rows(name)]
+
+
+def prompt_rows(name: str) -> list[tuple[Prompt, Mapping[str, Any]]]:
+    """The prompts of a file, each with all of its line: an empty object where the whole file is one prompt.
+
+    Raises:
+        InputError: an unreadable or empty file, or a line that is not as it should be.
+    """
+    text = read_text(name, "prompt file")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"prompt file {name!r} is empty; it must hold at least one prompt")
+    if _object(lines[0][1]) is None:
+        return [(text, {})]
+    found: list[tuple[Prompt, Mapping[str, Any]]] = []
+    for number, line in lines:
+        row = _object(line)
+        prompt = None if row is None else _prompt_of(row)
+        if row is None or prompt is None:
+            wanted = f"a JSON object with a prompt as one of {', '.join(FIELDS)}"
+            raise InputError(f"line {number} of prompt file {name!r} must be {wanted}, not {line[:60]!r}")
+        found.append((prompt, row))
+    return found
+
+
+def _object(line: str) -> Mapping[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _prompt_of(row: Mapping[str, Any]) -> Prompt | None:
+    name = next((name for name in FIELDS if name in row), None)
+    value = row[name] if name else None
+    if name == "turns" and isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, list) and value:
+        if all(type(token) is int for token in value):
+            return value
+        if all(isinstance(message, dict) for message in value):
+            return value
+    return None
+
+
 def read_text(name: str, kind: str) -> str:
-    """A UTF-8 file's text; ``kind``: what an error calls the file.
+    """A UTF-8 file's text with no byte changed; ``kind``: what an error calls the file.
 
     Raises:
         InputError: unreadable, or not UTF-8.
     """
     try:
-        return Path(name).read_text(encoding="utf-8")
+        data = Path(name).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {kind} {name!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{kind} {name!r} must be UTF-8 text") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{kind} {name!r} must be UTF-8 text; byte {error.start} ({data[error.start]:#04x}) is not"
+        ) from None
 
 
 def short(value: object) -> str:

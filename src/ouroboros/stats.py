@@ -6,16 +6,39 @@ Definitions (prefill is in no count of forwards and in no decoding time):
     tokens_per_second          new_tokens / decode_seconds
     cached_tokens              of the prompt's, those that the target's KV cache held from an earlier request
     new_tokens                 accepted_tokens + bonus tokens, what a stop cut away not counted
+
+Figures of several runs are functions here; docs/metrics.md says what each is for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Stats", "StatsRecorder", "repeated_4grams"]
+import numpy as np
+
+__all__ = [
+    "LOOPING",
+    "Decision",
+    "Stats",
+    "StatsRecorder",
+    "chain_bound",
+    "fraction_of_bound",
+    "geometric_mean",
+    "quantile",
+    "repeated_4grams",
+    "speculative_estimate",
+    "speed_up",
+    "speed_up_interval",
+    "times_per_token",
+]
+
+LOOPING = 0.2  # texts with a larger share of repeated 4-grams flatter every method that copies
+_ROUNDS = 2000  # of the bootstrap
+_LONGEST_CHAIN = 64
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -26,6 +49,78 @@ def repeated_4grams(tokens: Sequence[int]) -> float:
     """Share of the 4-grams that stood in the same text before: how much of it loops."""
     grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
     return _ratio(len(grams) - len(set(grams)), len(grams))
+
+
+def speed_up(plain: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
+    """Tokens per second over those of plain decoding, of (new tokens, seconds) of the same prompts.
+
+    A ratio of sums: what someone who runs these prompts one after the other sees. It weighs a prompt by its time, so
+    that one which loops, and flies by, does not outweigh the others as in a mean of ratios.
+    """
+    return _ratio(_rate(other), _rate(plain))
+
+
+def _rate(runs: Sequence[tuple[float, float]]) -> float:
+    return _ratio(sum(tokens for tokens, _ in runs), sum(seconds for _, seconds in runs))
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Over tasks: each counts alike, and twice as fast outweighs twice as slow exactly. nan for no values."""
+    return math.exp(sum(math.log(value) for value in values) / len(values)) if values else math.nan
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed; nan for no values."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def times_per_token(steps: Sequence[tuple[int, float]]) -> list[float]:
+    """Of (tokens, seconds) of each step: what each token took, those of one step alike."""
+    return [seconds / tokens for tokens, seconds in steps for _ in range(tokens)]
+
+
+def speed_up_interval(tasks: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the geometric mean of the tasks' speed-ups: each task's prompts are drawn again.
+
+    Args:
+        tasks: of each task, of each prompt: plain decoding's tokens and seconds, and the other's tokens and seconds.
+    """
+    source = np.random.default_rng(seed)
+    logs_R = np.zeros(_ROUNDS)
+    for prompts in tasks:
+        drawn_RP = source.integers(len(prompts), size=(_ROUNDS, len(prompts)))
+        sums_R4 = np.array(prompts, dtype=float)[drawn_RP].sum(1)
+        logs_R += np.log(sums_R4[:, 2] * sums_R4[:, 1] / (sums_R4[:, 3] * sums_R4[:, 0]))
+    low, high = np.quantile(np.exp(logs_R / len(tasks)), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def fraction_of_bound(speed_up: float, tokens_per_target_forward: float) -> float:
+    """What is left of the speed if drafting and the rows of drafts cost nothing: then each target forward would take as
+    long as one of plain decoding, and the speed-up would be the tokens per target forward."""
+    return _ratio(speed_up, tokens_per_target_forward)
+
+
+def chain_bound(agreement: float, cost: Callable[[int], float]) -> float:
+    """The speed-up of the best chain whose drafts cost nothing, if each is right with this chance, all alike.
+
+    Args:
+        agreement: α, share of positions at which the draft model draws the target's token. cost: T(n), seconds of a
+            target forward over n rows; a chain of n - 1 drafts needs n, and yields 1 + α + … + α^(n-1) tokens.
+    """
+    return max(_chain(agreement, n - 1) * cost(1) / cost(n) for n in range(1, _LONGEST_CHAIN + 1))
+
+
+def speculative_estimate(agreement: float, cost: Callable[[int], float], draft_seconds: float) -> float:
+    """As ``chain_bound``, where each draft costs ``draft_seconds``: speculative decoding at its best γ (Leviathan et
+    al. 2023, theorem 3.8, with a measured T(n))."""
+    lengths = range(_LONGEST_CHAIN)
+    return max(_chain(agreement, g) * cost(1) / (cost(g + 1) + g * draft_seconds) for g in lengths)
+
+
+def _chain(agreement: float, drafts: int) -> float:
+    return sum(agreement**i for i in range(drafts + 1))
 
 
 def _plain(value: object) -> object:
@@ -106,6 +201,27 @@ class Stats:
         return {name: _plain(value) for name, value in values.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One step of a controller (control/controller.py), for those who ask why.
+
+    Attributes:
+        rate: tokens per second that costs were held against. draft_rows: of each draft forward, its window's too.
+        rows: of the target's forward. expected: tokens that the step should yield. tokens: those it yielded.
+        gain, price: of the draft forward that was not made: tokens that it should add, and that its time is worth.
+        probe: the draft model was asked though it was not expected to pay.
+    """
+
+    rate: float
+    draft_rows: tuple[int, ...]
+    rows: int
+    expected: float
+    tokens: int
+    gain: float
+    price: float
+    probe: bool
+
+
 @dataclass(slots=True)
 class StatsRecorder:
     """Counts while a request runs; ``freeze`` turns the counts into ``Stats``."""
@@ -131,6 +247,7 @@ class StatsRecorder:
     origins: Counter[str] = field(default_factory=Counter)
     offered_by_depth: list[int] = field(default_factory=list)
     accepted_by_depth: list[int] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     def offer(self, label: str, depth: int) -> None:
         """One draft token went to the target model at this depth (1 = directly behind the committed text)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ouroboros.decoder import Step
 from ouroboros.errors import OuroborosError
-from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.stats import Decision, Stats, StatsRecorder
 from ouroboros.text import TextStream, Tokenizer
 
 __all__ = ["Chunk", "GenerationResult", "Stream", "TokenLogprobs"]
@@ -38,7 +38,8 @@ class GenerationResult:
         token_ids: the new tokens; a closing end-of-sequence token is among them, and with a stop string they end with
             the token that completes it. prompt_token_ids: the prompt's tokens.
         finish_reason: ``stop`` (end-of-sequence or stop string), ``length``, or ``cancelled`` for a closed stream.
-        stats: what happened. logprobs: of each new token, if they were asked for.
+        stats: what happened. logprobs: of each new token, if they were asked for. decisions: of each step, where a
+            controller chose its sizes.
     """
 
     text: str | None
@@ -47,6 +48,7 @@ class GenerationResult:
     finish_reason: str
     stats: Stats
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class Stream:
                 finish_reason=self._reason,
                 stats=self._recorder.freeze(),
                 logprobs=None if self._logprobs is None else tuple(self._logprobs),
+                decisions=tuple(self._recorder.decisions),
             )
 
 

@@ -29,6 +29,8 @@ class Origin(Enum):
     RECYCLED = "recycled"  # what the target last gave behind the same token
     FORCED = "forced"  # a grammar allows nothing else; a phrase to the outside
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and pools look origins up hundreds of times a step
+
     @property
     def label(self) -> str:
         return self.value if self in (Origin.BONUS, Origin.DRAFT) else "phrase"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ouroboros.sampling import Sampler
+from ouroboros.sampling import Histories, Sampler
 from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["Verdict", "Walk", "verify", "walk"]
@@ -73,9 +73,9 @@ def verify(
 
     def draw(node: int) -> int:
         if not sampler.plain_greedy:
-            history = [*sequence, *tree.path_tokens(node)] if sampler.needs_history else ()
+            history = Histories(sequence, [tree.path_tokens(node)] if sampler.needs_history else [])
             position = len(sequence) + tree.depths[node]
-            predictions[node] = sampler.draw(logits_NV[node : node + 1], [position], [history])[0]
+            predictions[node] = sampler.draw(logits_NV[node : node + 1], [position], history)[0]
         return predictions[node]
 
     found = walk(tree, 0, draw, stop_ids)

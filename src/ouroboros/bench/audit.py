@@ -42,6 +42,7 @@ __all__ = [
     "MethodAudit",
     "PromptAudit",
     "audit",
+    "judge_output",
 ]
 
 IDENTICAL, NEAR_TIE, DEFECT = "identical", "near-tie", "defect"
@@ -201,6 +202,16 @@ def audit(
         plain.close()
     info = model.info
     return AuditReport(info.backend, info.dtype, info.device, params, noise, tuple(audits))
+
+
+def judge_output(
+    model: CausalModel, params: SamplingParams, prompt: Sequence[int], plain: Sequence[int], other: Sequence[int]
+) -> PromptAudit:
+    """One output held against plain decoding's, both made with ``params``, whose seed is known."""
+    expected, output = _Output(tuple(prompt), tuple(plain)), _Output(tuple(prompt), tuple(other))
+    split = _split(expected, output)
+    noise = _noise(model, [expected], {"": [split]}, lambda text: None)
+    return _compare(model, params, noise, 1, expected, output, split)
 
 
 @dataclass(frozen=True, slots=True)

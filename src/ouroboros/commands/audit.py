@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from ouroboros.commands.generate import read_prompt
 from ouroboros.commands.options import (
     Place,
     Tools,
@@ -37,7 +35,9 @@ _PLAIN = "autoregressive"
 @click.option(
     "--prompt", "texts", multiple=True, metavar="P", help="A prompt. Repeatable.  [default: three of HumanEval]"
 )
-@click.option("--prompt-file", metavar="F", help='A JSON object a line, with "prompt"; or text that is one prompt.')
+@click.option(
+    "--prompt-file", metavar="F", help='A JSON object a line, with "prompt", "messages", …; or text that is one prompt.'
+)
 @pair_options
 @click.option(
     "--method",
@@ -89,7 +89,9 @@ def audit(
         """The same models for all methods, and phrases that are kept from prompt to prompt."""
         draft_model = loaded.draft if method in NEEDS_DRAFT else None
         chosen = options.get(method, options_for(method))
-        return Decoder(loaded.target, draft_model, loaded.tokenizer, method, chosen, PhrasePool())
+        decoder = Decoder(loaded.target, draft_model, loaded.tokenizer, method, chosen, PhrasePool())
+        decoder.control = loaded.control if method == loaded.method else None
+        return decoder
 
     with contextlib.closing(loaded), screen.status("comparing") as progress:
         report = run_audit(load, prompts, params, progress, tuple(options))
@@ -134,36 +136,9 @@ def _prompts(texts: Sequence[str], prompt_file: str | None) -> list[Prompt]:
         InputError: the file is unreadable, or a line of it is not as it should be.
     """
     from ouroboros.bench.demo import demo_prompts
+    from ouroboros.prompts import read_prompts
 
     prompts: list[Prompt] = list(texts)
     if prompt_file is not None:
-        prompts += _parse(read_prompt(None, prompt_file), prompt_file)
+        prompts += read_prompts(prompt_file)
     return prompts or [prompt.text for prompt in demo_prompts()]
-
-
-def _parse(text: str, name: str) -> list[Prompt]:
-    """The prompts of a file: text, unless its first line is a JSON object with a prompt."""
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines or _prompt_of(lines[0][1]) is None:
-        return [text]
-    prompts: list[Prompt] = []
-    for number, line in lines:
-        prompt = _prompt_of(line)
-        if prompt is None:
-            wanted = 'a JSON object with a text or token ids as "prompt"'
-            raise InputError(f"line {number} of prompt file {name!r} must be {wanted}, not {line[:60]!r}")
-        prompts.append(prompt)
-    return prompts
-
-
-def _prompt_of(line: str) -> Prompt | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    prompt = row.get("prompt") if isinstance(row, dict) else None
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-        return prompt
-    return None

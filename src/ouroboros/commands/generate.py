@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +21,7 @@ from ouroboros.commands.options import (
 from ouroboros.commands.process import Interrupts
 from ouroboros.config import METHODS, SamplingParams, options_from_strings
 from ouroboros.errors import InputError
+from ouroboros.prompts import read_text
 
 if TYPE_CHECKING:
     from ouroboros._render import Screen
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ouroboros.prompts import Prompt
     from ouroboros.stream import GenerationResult
 
-__all__ = ["generate", "read_prompt", "show_stream"]
+__all__ = ["generate", "show_stream"]
 
 
 @click.command(short_help="Continue a prompt.")
@@ -43,6 +43,7 @@ __all__ = ["generate", "read_prompt", "show_stream"]
 @place_options
 @click.option("--pool", metavar="FILE", help="Phrase pool: read it if it exists, and save it at the end.")
 @click.option("--pool-read-only", is_flag=True, help="Do not save the pool.")
+@click.option("--explain", is_flag=True, help="Say on standard error what each step chose, and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the text.")
 @click.pass_obj
 def generate(
@@ -58,18 +59,21 @@ def generate(
     place: Place,
     pool: str | None,
     pool_read_only: bool,
+    explain: bool,
     as_json: bool,
 ) -> None:
     """Continue PROMPT, or standard input if it is -, or the text of --prompt-file."""
     from ouroboros._render import Screen
 
     options = method_settings(assignments, draft_tokens)
-    options_from_strings(method, options)  # to be refused before anything is read
+    chosen = options_from_strings(method, options)  # to be refused before anything is read
+    if explain and not getattr(chosen, "control", False):
+        raise InputError("--explain is for a controller's choices: --method ouroboros without --set control=off")
     if params.logprobs is not None and not as_json:
         raise InputError("--logprobs needs --json: a text has no place for them")
     if pool_read_only and pool is None:
         raise InputError("--pool-read-only needs a --pool FILE to read")
-    text = read_prompt(prompt, prompt_file)
+    text = _read_prompt(prompt, prompt_file)
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = tools.load(target, draft, method, options, place, pool, pool_read_only)
@@ -78,6 +82,8 @@ def generate(
             screen.legend()
         result, interrupted = show_stream(decoder, text, params, None if as_json else screen, tools.interrupts)
         screen.restrictions(result.stats)
+        if explain:
+            screen.explain(result.decisions)
         if as_json:
             screen.text(_as_json(result))
         else:
@@ -114,7 +120,7 @@ def _as_json(result: GenerationResult) -> str:
     return to_json({**values, "stats": result.stats.to_dict()})
 
 
-def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     """The prompt from where the user says, with no byte changed.
 
     Raises:
@@ -126,17 +132,17 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         raise InputError(f"prompt must be given once, not as {prompt[:40]!r} and as --prompt-file {prompt_file!r}")
     if prompt is not None and prompt != "-":
         return prompt
-    name = "standard input" if prompt_file is None else f"prompt file {prompt_file!r}"
+    if prompt_file is not None:
+        return read_text(prompt_file, "prompt file")
+    if sys.stdin is None:
+        raise InputError("cannot read standard input: it is closed")
     try:
-        if prompt_file is not None:
-            data = Path(prompt_file).read_bytes()
-        elif sys.stdin is None:
-            raise InputError("cannot read standard input: it is closed")
-        else:
-            data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read()
     except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror}") from None
+        raise InputError(f"cannot read standard input: {error.strerror}") from None
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} must be UTF-8 text; byte {error.start} ({data[error.start]:#04x}) is not") from None
+        raise InputError(
+            f"standard input must be UTF-8 text; byte {error.start} ({data[error.start]:#04x}) is not"
+        ) from None

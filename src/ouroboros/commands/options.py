@@ -52,7 +52,9 @@ class Place:
     device: str = "auto"
     threads: int | None = None
     backend: str = "auto"
+    engine: str = "auto"
     revision: str | None = None
+    draft_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
@@ -187,6 +189,14 @@ _place = _together(
         show_default=True,
         help="Whose decoder runs the models.",
     ),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "kernels", "packed", "plain", "static"]),
+        default="auto",
+        show_default=True,
+        help="What computes in the native decoder.",
+    ),
+    click.option("--draft-dtype", default="auto", show_default=True, help="Type of the draft model's weights."),
     click.option("--revision", metavar="R", help="Of the target on the hub: a branch, tag or commit."),
 )
 

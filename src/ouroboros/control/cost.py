@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import random
 import statistics
@@ -82,7 +83,8 @@ def _interpolate(places: Sequence[int], values: Sequence[float], place: float) -
 def describe(info: ModelInfo) -> str:
     """What T(n) depends on, beside the machine."""
     size = f"{info.parameters} parameters, {info.vocab_size} tokens"
-    return f"{info.backend} {size}, {info.dtype} on {info.device}, {'trees' if info.trees else 'chains'}"
+    computes = " ".join(part for part in (info.backend, info.engine.partition(" (")[0]) if part)
+    return f"{computes} {size}, {info.dtype} on {info.device}, {'trees' if info.trees else 'chains'}"
 
 
 def machine(device: str) -> str:
@@ -107,8 +109,13 @@ def measure(
     contexts: Sequence[int] = CONTEXTS,
     repeats: int = 7,
     progress: Callable[[str], None] = lambda text: None,
+    patience: float = math.inf,
+    typical: Callable[[Sequence[float]], float] = statistics.median,
 ) -> CostProfile:
     """Times forwards of all sizes in random order, ``repeats`` rounds each; logits of all rows are computed.
+
+    ``patience``: seconds a context, about; larger sizes are left out where all together would take longer.
+    ``typical``: which of a size's times counts.
 
     Raises:
         InputError: a size that is no whole number of at least 1, or that the model's context does not hold.
@@ -125,18 +132,22 @@ def measure(
         raise InputError(f"{wanted} are more than the {info.max_positions} that the model's context holds")
     order = random.Random(0)
     medians, spreads = [], []
-    for context_size in contexts:
+    for place, context_size in enumerate(contexts):
         progress(f"a cache of {context_size} positions")
         tokens = [order.randrange(info.vocab_size) for _ in range(context_size + 1)]
         context = Context(model)
         context.prefill(tokens)
+        spent = 0.0
+        for number, n in enumerate(rows):  # one round to warm up
+            spent += _time(context, _tree(tokens[-1], n, info), tokens)
+            if place == 0 and spent * (1 + repeats) > patience and number + 1 < len(rows):
+                rows = rows[: number + 1]
+                break
         times: dict[int, list[float]] = {n: [] for n in rows}
-        for turn in range(-1, repeats):  # one round to warm up
+        for _ in range(repeats):
             for n in order.sample(rows, len(rows)):
-                taken = _time(context, _tree(tokens[-1], n, info), tokens)
-                if turn >= 0:
-                    times[n].append(taken)
-        medians.append(tuple(statistics.median(times[n]) for n in rows))
+                times[n].append(_time(context, _tree(tokens[-1], n, info), tokens))
+        medians.append(tuple(typical(times[n]) for n in rows))
         spreads.append(tuple(_spread(times[n]) for n in rows))
     return CostProfile(
         describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads)

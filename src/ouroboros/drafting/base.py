@@ -14,6 +14,9 @@ from ouroboros.verify import Verdict
 
 __all__ = ["DraftSession", "Drafter"]
 
+RESERVE = 64  # positions of a draft model's context that are kept for the draft itself
+CATCH_UP = 32  # tokens that the draft model lacks: up to this many come with the next forward's rows
+
 
 class Drafter(Protocol):
     """Drafts for one request. It never decides a token: whatever it proposes, the output is the target's."""
@@ -33,38 +36,94 @@ class DraftSession:
     """One request's sequence in the draft model.
 
     Invariant between steps: the context holds a prefix of the committed sequence without its last token; what it lacks
-    is caught up in the next forward, not in one of its own.
+    is caught up in the next forward, not in one of its own, unless it is long.
+
+    What the draft model's context does not hold it does not read: of a long text it reads the end, half of its context,
+    and begins anew with so much when that is full: a sliding window, moved in jumps. What is far is left to phrases.
+
+    Args:
+        prefill: whether the draft model reads the prompt now, or when it is first asked.
+        span: read so many tokens of a text's end, and begin anew when they have become twice as many; 0 for as many as
+            the context holds. A model that must see the whole prompt sees it anyway, or does not draft.
     """
 
-    def __init__(self, context: Context, prompt: Sequence[int]) -> None:
+    def __init__(self, context: Context, prompt: Sequence[int], prefill: bool = True, span: int = 0) -> None:
         self.forwards = 0
         self.tree = TokenTree(prompt[-1])
         self._context = context
         self._model, self._slot = context.model, context.slot
-        self._base = len(prompt)  # tokens up to the tree's root, included
+        positions = self._model.info.max_positions
+        limit = positions - min(RESERVE, positions // 4)
+        self._limit = min(2 * span, limit) if span else limit  # tokens that are read at most
+        self._span = min(span or limit, max(1, self._limit // 2)) if self._model.info.part_of_text else 0
+        self._end: list[int] = []  # of the text, from index ``context.start`` on, where that is not 0
         self._catch_up: Sequence[int] = ()
-        if self.fits(len(prompt)):
-            context.prefill(prompt)
-        else:
-            context.follow(prompt)
+        if not self._goes_on(prompt):
+            longest = span or self._limit
+            context.start = len(prompt) - self._span if self._span and len(prompt) > longest else 0
+        text = self._read(prompt)
+        self._base = len(text)  # tokens up to the tree's root, included
+        context.follow(text)
+        if prefill:
+            self.prefill(prompt)
+
+    def _goes_on(self, prompt: Sequence[int]) -> bool:
+        """Whether the context has read most of what it would read of this prompt, as in the next turn of a chat."""
+        text = prompt[self._context.start :]
+        return self._span > 0 and len(text) <= self._limit and 2 * self._context.shared(text) > len(text)
+
+    def _start(self, length: int) -> int:
+        """Where a text of this length is read from."""
+        start = self._context.start
+        return length - self._span if self._span and length - start > self._limit else start
+
+    def _read(self, sequence: Sequence[int]) -> Sequence[int]:
+        """What the draft model sees of the text from now on."""
+        start = self._start(len(sequence))
+        if start != self._context.start:
+            self._context.start, self._end = start, []
+        if start == 0:
+            return sequence
+        self._end += sequence[start + len(self._end) :]
+        return self._end
+
+    @property
+    def trees(self) -> bool:
+        """Whether the draft model scores trees; else chains alone."""
+        return self._model.info.trees
 
     @property
     def scored(self) -> int:
         """Nodes of the tree that the draft model has scored: those with lower indices."""
         return self._slot.pending
 
-    def fits(self, length: int) -> bool:
-        """Whether the draft model's context takes a sequence of this length."""
-        return length <= self._model.info.max_positions
+    def fits(self, length: int, reach: int) -> bool:
+        """Whether the draft model's context takes ``reach`` tokens behind a text of this length."""
+        return length - self._start(length) + reach <= self._model.info.max_positions
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """Reads the prompt now."""
+        if self.fits(len(prompt), 0):
+            self._context.prefill(self._read(prompt))
+
+    def missing(self, sequence: Sequence[int]) -> int:
+        """About how many committed tokens before the last one the next forward would have to catch up with."""
+        start = self._start(len(sequence))
+        known = self._slot.length + self._slot.pending if start == self._context.start else 0
+        return max(0, len(sequence) - 1 - start - known)
 
     def begin(self, sequence: Sequence[int]) -> TokenTree:
         """Keeps the cached rows that agree with ``sequence`` and starts a new tree at its last token."""
-        if self._context.shared(sequence) >= self._base:  # else the last proposal hung below tokens that were not taken
-            path = self.tree.walk(sequence[self._base : -1])
-            self._context.commit([node for node in path if node < self._slot.pending], sequence)
-        self._catch_up = self._context.follow(sequence)
-        self._base = len(sequence)
-        self.tree = TokenTree(sequence[-1])
+        text = self._read(sequence)
+        if self._context.shared(text) >= self._base:  # else the last proposal hung below tokens that were not taken
+            path = self.tree.walk(text[self._base : -1])
+            self._context.commit([node for node in path if node < self._slot.pending], text)
+        self._catch_up = self._context.follow(text)
+        if len(self._catch_up) > CATCH_UP:
+            self._context.prefill(text)
+            self._catch_up = ()
+        self._base = len(text)
+        self.tree = TokenTree(text[-1])
         return self.tree
 
     def score(self, rows: Sequence[int]) -> Tensor:

@@ -10,30 +10,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ouroboros.config import OuroborosOptions
 from ouroboros.drafting.base import DraftSession
-from ouroboros.phrases.harvest import TextHarvest, corrections
+from ouroboros.drafting.offers import Offers
 from ouroboros.phrases.lookahead import LookaheadWindow
-from ouroboros.phrases.pool import MAX_KEY, Found, PhrasePool
-from ouroboros.sampling import Sampler
+from ouroboros.phrases.pool import PhrasePool
+from ouroboros.sampling import Histories, Sampler
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
 
 __all__ = ["OuroborosDrafter"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """Phrases that were hung below a node: its context (committed text and path), its path, what was found."""
-
-    context: list[int]
-    path: list[int]
-    found: Found
 
 
 class OuroborosDrafter:
@@ -53,11 +42,10 @@ class OuroborosDrafter:
         self._sampler = sampler
         self._pool = pool
         self._stop_ids = stop_ids
-        self._harvest = TextHarvest(pool, len(prompt))
+        self._offers = Offers(pool, prompt, options.harvest)
         windowed = options.phrase_drafting and options.window > 0
         self._window = LookaheadWindow(options.window, options.ngram, prompt) if windowed else None
         self._chances: list[float] = []  # per node of the draft's tree: all tokens down to it are accepted
-        self._offers: list[_Offer] = []
         self._leaves: dict[tuple[int, int], float] = {}  # (parent, token) → chance: choices that are no nodes yet
         self._sequence: Sequence[int] = prompt
 
@@ -66,11 +54,11 @@ class OuroborosDrafter:
         return self._draft.forwards
 
     def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
-        self._sequence, self._offers = sequence, []
-        self._harvest.learn(sequence)
+        self._sequence = sequence
+        self._offers.begin(sequence)
         options = self._options
         reach = options.draft_tokens + max(options.branch_tokens, self._window.depth if self._window else 1)
-        if room < 1 or not self._draft.fits(len(sequence) + reach):
+        if room < 1 or not self._draft.fits(len(sequence), reach):
             return TokenTree(sequence[-1])
         tree = self._draft.begin(sequence)
         self._chances, self._leaves = [1.0], {}
@@ -108,21 +96,15 @@ class OuroborosDrafter:
     def _choose(self, tree: TokenTree, nodes: range, logits_NV: Tensor) -> dict[int, int]:
         """Gives every node its chance and its choices. Returns the draft model's draw behind each node."""
         start = len(self._sequence)
-        histories = [
-            [*self._sequence, *tree.path_tokens(node)] if self._sampler.needs_history else () for node in nodes
-        ]
-        scores_NV = self._sampler.perturbed(logits_NV, [start + tree.depths[node] for node in nodes], histories)
-        probs_NV = scores_NV.softmax(-1)
-        top = probs_NV.topk(min(1 + self._options.siblings, probs_NV.shape[-1]), dim=-1)
-        tokens, probs = top.indices.tolist(), top.values.tolist()
+        histories = Histories(self._sequence, [tree.path_tokens(node) for node in nodes])
+        positions = [start + tree.depths[node] for node in nodes]
         inner = [node for node in nodes if tree.parents[node] >= nodes.start]  # their parents were scored right now
-        parents = torch.tensor([tree.parents[node] - nodes.start for node in inner], dtype=torch.long)
-        chosen = torch.tensor([tree.tokens[node] for node in inner], dtype=torch.long)
-        matches: list[float] = probs_NV[parents, chosen].tolist()
-        for node, match in zip(inner, matches, strict=True):
+        pairs = [(tree.parents[node] - nodes.start, tree.tokens[node]) for node in inner]
+        found = self._sampler.choices(logits_NV, positions, histories, 1 + self._options.siblings, pairs)
+        for node, match in zip(inner, found.asked, strict=True):
             self._chances[node] = self._chances[tree.parents[node]] * match
         best = {}
-        for node, row, row_probs in zip(nodes, tokens, probs, strict=True):
+        for node, row, row_probs in zip(nodes, found.tokens, found.probs, strict=True):
             best[node] = row[0]
             for token, prob in zip(row, row_probs, strict=True):
                 if tree.child(node, token) is None:
@@ -143,11 +125,7 @@ class OuroborosDrafter:
             self._node(tree, parent, token)
 
     def _hang_phrases(self, tree: TokenTree, node: int, branches: int, length: int) -> None:
-        path = tree.path_tokens(node)
-        context = [*self._sequence[-MAX_KEY:], *path][-MAX_KEY:]
-        found = self._pool.lookup(context, branches, length)
-        self._offers.append(_Offer(context, path, found))
-        for phrase in found.phrases:
+        for phrase in self._offers.look_up(tree.path_tokens(node), branches, length).phrases:
             below, chance, rate = node, self._chances[node], phrase.rate()
             for token in phrase.tokens[:length]:
                 chance *= rate
@@ -161,12 +139,4 @@ class OuroborosDrafter:
                 below = child
 
     def observe(self, verdict: Verdict) -> None:
-        tokens = verdict.tokens
-        for offer in self._offers:
-            depth = len(offer.path)
-            if len(tokens) > depth and list(tokens[:depth]) == offer.path:
-                self._pool.credit(offer.context, offer.found, tokens[depth:])
-        self._harvest.learn([*self._sequence, *tokens])
-        if self._options.harvest:
-            for context, phrase in corrections(verdict.tree, verdict.path, verdict.predictions):
-                self._pool.insert([*self._sequence[1 - MAX_KEY :], *context][-MAX_KEY:], phrase, Origin.CORRECTED)
+        self._offers.settle(verdict)

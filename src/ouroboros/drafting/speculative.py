@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 
 from ouroboros.config import SpeculativeOptions
 from ouroboros.drafting.base import DraftSession
-from ouroboros.sampling import Sampler
+from ouroboros.sampling import Histories, Sampler
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
 
@@ -34,16 +34,16 @@ class SpeculativeDrafter:
 
     def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
         gamma = min(self._options.draft_tokens, room)
-        if not self._draft.fits(len(sequence) + gamma):
+        if not self._draft.fits(len(sequence), gamma):
             return TokenTree(sequence[-1])
         tree = self._draft.begin(sequence)
-        history = list(sequence)
-        node = 0
+        node, drafted = 0, list[int]()
         for _ in range(gamma):
             logits_1V = self._draft.score([node])
-            token = self._sampler.draw(logits_1V, [len(history)], [history])[0]
+            position = len(sequence) + len(drafted)
+            token = self._sampler.draw(logits_1V, [position], Histories(sequence, [drafted]))[0]
             node = tree.add(node, token, Origin.DRAFT)
-            history.append(token)
+            drafted.append(token)
             if token in self._stop_ids:
                 break
         return tree

@@ -9,7 +9,6 @@ other. It knows nothing of any architecture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,26 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ouroboros.config import MethodOptions, SamplingParams, options_for
+from ouroboros.config import MethodOptions, OuroborosOptions, SamplingParams, options_for
+from ouroboros.control.controller import Control
+from ouroboros.control.known import known_costs
 from ouroboros.decoder import decode
 from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
 from ouroboros.errors import InputError
+from ouroboros.integrations.arguments import Guidance, Padded, count_padding, refuse, split_guidance
+from ouroboros.integrations.outputs import OuroborosOutput, Row, join_rows
 from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
 from ouroboros.models.guided import GuidedModel
 from ouroboros.models.transformers import wrap_module
 from ouroboros.phrases.pool import PhrasePool
-from ouroboros.sampling import Sampler
-from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.sampling import Histories, Sampler
+from ouroboros.stats import StatsRecorder
 
 __all__ = ["REPOSITORY", "CustomGenerate", "OuroborosOutput", "custom_generate"]
 
 REPOSITORY = Path(__file__).parent / "repository"  # works as ``custom_generate=`` by path, with ``streamer=``
-
-
-@dataclass
-class OuroborosOutput(GenerateDecoderOnlyOutput):
-    """What ``return_dict_in_generate=True`` returns; ``stats``: one entry a row. Past the end of a row that ended
-    before others, its scores and logits are zero."""
-
-    stats: tuple[Stats, ...] | None = None
-
-
-@dataclass(frozen=True)
-class _Row:
-    tokens: list[int]
-    scores: list[Tensor]
-    logits: list[Tensor]
-    stats: Stats
 
 
 class CustomGenerate:
@@ -59,11 +44,13 @@ class CustomGenerate:
     def __init__(self) -> None:
         self._models: dict[torch.nn.Module, CausalModel] = {}
         self._pools: dict[torch.nn.Module, PhrasePool] = {}
+        self._controls: dict[tuple[torch.nn.Module, torch.nn.Module], Control] = {}
 
     def forget(self) -> None:
         """Lets go of all models and pools, so that their memory can be freed."""
         self._models.clear()
         self._pools.clear()
+        self._controls.clear()
 
     def __call__(
         self,
@@ -94,7 +81,7 @@ class CustomGenerate:
                 that is not on the left, or a bad method or option.
         """
         config = generation_config or model.generation_config
-        _refuse(config, token_streamer, input_ids)
+        refuse(config, token_streamer, input_ids)
         method = method or ("ouroboros" if draft_model is not None else "lookahead")
         if (draft_model is not None) != (method in NEEDS_DRAFT):
             needs = "needs a draft_model" if method in NEEDS_DRAFT else "uses no draft_model"
@@ -103,7 +90,7 @@ class CustomGenerate:
         mask = model_kwargs.get("attention_mask")
         rows = []
         for number, row in enumerate(input_ids):
-            padding = _padding(None if mask is None else mask[number], len(row))
+            padding = count_padding(None if mask is None else mask[number], len(row))
             rows.append(
                 self._decode(
                     model,
@@ -121,7 +108,7 @@ class CustomGenerate:
             )
         if token_streamer is not None:
             token_streamer.end()
-        return _output(rows, input_ids, config)
+        return join_rows(rows, input_ids, config)
 
     def _decode(
         self,
@@ -136,11 +123,11 @@ class CustomGenerate:
         method: tuple[str, MethodOptions],
         pool: PhrasePool,
         streamer: Any,
-    ) -> _Row:
+    ) -> Row:
         prompt = row[padding:].tolist()
         if not prompt:
             raise InputError("a row of input_ids holds no token; it must have at least one")
-        guidance, processors = _guidance(processors, number, prompt)
+        guidance, processors = split_guidance(processors, number, prompt)
         target = Context(_guided(self._adapter(model), prompt, guidance))
         draft = None if draft_model is None else Context(_guided(self._adapter(draft_model), prompt, guidance))
         seed = int(torch.randint(2**62, ())) if config.do_sample else 0
@@ -148,7 +135,7 @@ class CustomGenerate:
         params = SamplingParams(
             max_new_tokens=max(1, int(config.max_length) - len(row)),
             temperature=1.0 if config.do_sample else 0.0,
-            processors=tuple(_Padded(processor, row[:padding]) for processor in processors),
+            processors=tuple(Padded(processor, row[:padding]) for processor in processors),
         )
         info = target.model.info
         sampler = Sampler(params, seed, info.vocab_size, len(prompt))
@@ -157,16 +144,24 @@ class CustomGenerate:
         eos = config.eos_token_id
         stop_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
+        control = self._control(model, draft_model, method[1])
+
         def start() -> Any:
-            return build_drafter(method[1], draft, sampler, pool, prompt, stop_ids, info.max_positions, info.trees)
+            limits = info.max_positions, info.trees
+            controller = None
+            if control is not None:
+                room, report = params.max_new_tokens, recorder.decisions.append
+                controller = control.controller(float(config.do_sample), len(prompt), room, report)
+            return build_drafter(method[1], draft, sampler, pool, prompt, stop_ids, *limits, controller)
 
         wants_scores = config.return_dict_in_generate and config.output_scores
         wants_logits = config.return_dict_in_generate and config.output_logits
         keep = bool(wants_scores or wants_logits)
-        tokens: list[int] = []
         scores: list[Tensor] = []
         logits: list[Tensor] = []
-        ids, stopped = row, False
+        history, stopped = list(prompt), False
+        ids = row.new_empty(len(row) + params.max_new_tokens)  # as transformers shows it: with its padding
+        ids[: len(row)] = row
         steps = decode(target, start, sampler, prompt, params.max_new_tokens, stop_ids, recorder, keep)
         for step in steps:
             for depth, (token, origin) in enumerate(zip(step.tokens, step.origins, strict=True)):
@@ -174,25 +169,39 @@ class CustomGenerate:
                 if step.logits_TV is not None:
                     raw_1V = step.logits_TV[depth : depth + 1].float()
                     if wants_scores:
-                        scores.append(sampler.warp(raw_1V, [[*prompt, *tokens]]))
+                        scores.append(sampler.warp(raw_1V, Histories(history, [()])))
                     if wants_logits:
                         logits.append(raw_1V)
-                tokens.append(token)
-                ids = torch.cat((ids, ids.new_tensor([token])))
+                history.append(token)
                 if streamer is not None:
-                    streamer.put(ids[-1:].cpu())
-                stopped = bool(criteria(ids[None], tuple(scores) or None)[0])
+                    streamer.put(torch.tensor([token], dtype=row.dtype))
+                length = padding + len(history)
+                ids[length - 1] = token
+                stopped = bool(criteria(ids[None, :length], tuple(scores) or None)[0])
                 if stopped:
                     break
             if stopped:
                 break
         steps.close()
-        return _Row(tokens, scores, logits, recorder.freeze())
+        return Row(history[len(prompt) :], scores, logits, recorder.freeze())
 
     def _adapter(self, module: transformers.PreTrainedModel) -> CausalModel:
         if module not in self._models:
             self._models[module] = wrap_module(module, "auto", "auto")
         return self._models[module]
+
+    def _control(
+        self,
+        model: transformers.PreTrainedModel,
+        draft_model: transformers.PreTrainedModel | None,
+        options: MethodOptions,
+    ) -> Control | None:
+        if draft_model is None or not (isinstance(options, OuroborosOptions) and options.control):
+            return None
+        pair = model, draft_model
+        if pair not in self._controls:
+            self._controls[pair] = Control(known_costs(self._adapter(model), self._adapter(draft_model)))
+        return self._controls[pair]
 
     def _pool(self, model: transformers.PreTrainedModel, pool: PhrasePool | bool | None) -> PhrasePool:
         if isinstance(pool, PhrasePool):
@@ -207,85 +216,5 @@ class CustomGenerate:
 custom_generate = CustomGenerate()
 
 
-@dataclass(frozen=True, slots=True)
-class _Guidance:
-    scale: float
-    negative: list[int]
-
-
-def _guidance(
-    processors: LogitsProcessorList, number: int, prompt: Sequence[int]
-) -> tuple[_Guidance | None, LogitsProcessorList]:
-    """transformers' guidance is a processor that runs the model and remembers its calls: we decode its two contexts."""
-    places = [i for i, p in enumerate(processors) if isinstance(p, UnbatchedClassifierFreeGuidanceLogitsProcessor)]
-    if not places:
-        return None, processors
-    if places != [0]:
-        raise InputError("guidance_scale must come before all other processors, as transformers puts it")
-    found = processors[0]
-    ids, mask = found.unconditional_context["input_ids"], found.unconditional_context["attention_mask"]
-    negative = list(prompt[-1:])
-    if ids is not None:
-        row = ids[number if len(ids) > 1 else 0]
-        kept = row if mask is None else row[mask[number if len(mask) > 1 else 0].bool()]
-        negative = kept.tolist() or negative
-    return _Guidance(float(found.guidance_scale), negative), LogitsProcessorList(processors[1:])
-
-
-def _guided(model: CausalModel, prompt: Sequence[int], guidance: _Guidance | None) -> CausalModel:
+def _guided(model: CausalModel, prompt: Sequence[int], guidance: Guidance | None) -> CausalModel:
     return model if guidance is None else GuidedModel(model, guidance.scale, prompt, guidance.negative)
-
-
-class _Padded:
-    """A processor that sees the row as transformers shows it, padding included."""
-
-    def __init__(self, processor: Any, padding: Tensor) -> None:
-        self._processor = processor
-        self._padding = padding
-
-    def __call__(self, input_ids_BL: Tensor, scores_BV: Tensor) -> Any:
-        padding = self._padding.expand(len(input_ids_BL), -1)
-        return self._processor(torch.cat((padding, input_ids_BL), dim=-1), scores_BV)
-
-
-def _refuse(config: GenerationConfig, streamer: Any, input_ids: Tensor) -> None:
-    if (config.num_beams or 1) > 1:
-        raise InputError(f"num_beams must be 1, not {config.num_beams}: beams are not decoded speculatively")
-    for name in ("output_attentions", "output_hidden_states"):
-        if config.return_dict_in_generate and getattr(config, name, None):
-            raise InputError(f"{name} must be False: rejected rows make it meaningless")
-    if streamer is not None and len(input_ids) > 1:
-        raise InputError(f"a streamer takes one row, not {len(input_ids)}")
-
-
-def _padding(mask: Tensor | None, length: int) -> int:
-    if mask is None:
-        return 0
-    kept = int(mask.sum())
-    if not bool(mask[length - kept :].all()):
-        raise InputError("attention_mask must be 0 on the left alone (padding_side='left')")
-    return length - kept
-
-
-def _output(rows: Sequence[_Row], input_ids: Tensor, config: GenerationConfig) -> Tensor | OuroborosOutput:
-    longest = max(len(row.tokens) for row in rows)
-    pad = config.pad_token_id if config.pad_token_id is not None else 0
-    new = torch.full((len(rows), longest), int(pad), dtype=input_ids.dtype, device=input_ids.device)
-    for number, row in enumerate(rows):
-        new[number, : len(row.tokens)] = torch.tensor(row.tokens, device=input_ids.device)
-    sequences = torch.cat((input_ids, new), dim=-1)
-    if not config.return_dict_in_generate:
-        return sequences
-
-    def stacked(parts: Sequence[list[Tensor]]) -> Any:
-        if not parts[0]:
-            return None
-        empty = torch.zeros_like(parts[0][0])
-        return tuple(torch.cat([part[i] if i < len(part) else empty for part in parts]) for i in range(longest))
-
-    return OuroborosOutput(
-        sequences=sequences,  # type: ignore[arg-type]  # a LongTensor by its dtype
-        scores=stacked([row.scores for row in rows]),
-        logits=stacked([row.logits for row in rows]),
-        stats=tuple(row.stats for row in rows),
-    )

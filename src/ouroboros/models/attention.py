@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ouroboros.tree import TokenTree
 
-__all__ = ["View", "attend", "visible_rows"]
+__all__ = ["View", "attend", "attend_folded", "visible_rows"]
 
 
 class View(NamedTuple):
@@ -74,7 +74,24 @@ def attend(
     ``scale``: factor on the scores; by default 1 / √D.
     """
     grouped = queries_HND.shape[0] != keys_HTD.shape[0]
+    if grouped and mask_NT is not None and queries_HND.is_cuda:
+        group = queries_HND.shape[0] // keys_HTD.shape[0]
+        return attend_folded(queries_HND, keys_HTD, values_HTD, mask_NT.repeat(group, 1), scale)
     mask = None if mask_NT is None else mask_NT[None, None]
     queries, keys, values = queries_HND[None], keys_HTD[None], values_HTD[None]
     out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale, enable_gqa=grouped)
     return out[0].transpose(0, 1).flatten(1)
+
+
+def attend_folded(
+    queries_HND: Tensor, keys_HTD: Tensor, values_HTD: Tensor, mask_MT: Tensor, scale: float | None = None
+) -> Tensor:
+    """``attend`` with the query heads of a key head as rows of one attention: CUDA's kernels that take masks know no
+    groups, and PyTorch would write out all scores in their place.
+
+    ``mask_MT``: bool, or what is added to the scores; M = H / K * N: the rows' mask for each query head of a key head.
+    """
+    heads, rows, size = queries_HND.shape
+    queries = queries_HND.reshape(1, keys_HTD.shape[0], -1, size)
+    out = F.scaled_dot_product_attention(queries, keys_HTD[None], values_HTD[None], mask_MT[None, None], scale=scale)
+    return out.view(heads, rows, size).transpose(0, 1).reshape(rows, heads * size)

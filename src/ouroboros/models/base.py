@@ -22,7 +22,8 @@ __all__ = ["CausalModel", "ModelInfo", "ScoreRequest", "Slot"]
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names;
-    ``trees``: False where ``score`` takes chains only; ``engine``: what computes, and why nothing faster; ``grown``:
+    ``trees``: False where ``score`` takes chains only; ``part_of_text``: whether a sequence may begin anywhere in a
+    text, or must with the prompt; ``engine``: what computes, and why nothing faster; ``grown``:
     from what to what, for a model that costs more than it has learned (see grow.py), None for others."""
 
     backend: str
@@ -33,6 +34,7 @@ class ModelInfo:
     dtype: str
     device: str
     trees: bool = True
+    part_of_text: bool = True
     engine: str = ""
     grown: str | None = None
 

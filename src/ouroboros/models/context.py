@@ -15,11 +15,16 @@ __all__ = ["Context"]
 
 
 class Context:
-    """A slot of ``model`` that knows what it holds."""
+    """A slot of ``model`` that knows what it holds.
+
+    Attributes:
+        start: where in its text the sequence begins that it follows; whoever drives it says so.
+    """
 
     def __init__(self, model: CausalModel) -> None:
         self.model = model
         self.slot = model.open()
+        self.start = 0
         self._tokens: Sequence[int] = ()
 
     def shared(self, sequence: Sequence[int]) -> int:

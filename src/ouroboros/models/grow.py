@@ -32,19 +32,13 @@ from pathlib import Path
 import torch
 
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
+from ouroboros.models.checkpoint import GROWN, Checkpoint, read_directory, resolve
 from ouroboros.models.config import DecoderConfig
+from ouroboros.models.families import parse_config
 from ouroboros.models.grown_weights import GrownWeights, constant_of, copies_of, is_power_of_4, spread_of
 from ouroboros.models.llama import LlamaModel
-from ouroboros.models.loading import (
-    GROWN,
-    Checkpoint,
-    build,
-    parse_config,
-    pick_device,
-    pick_dtype,
-    read_directory,
-    resolve,
-)
+from ouroboros.models.loading import build, pick_device, pick_dtype
+from ouroboros.models.quantised import QUANTISED
 from ouroboros.models.rotary import rotary_frequencies
 from ouroboros.models.saving import write_directory
 from ouroboros.models.shapes import PRESETS, GrownShape
@@ -58,14 +52,15 @@ def load_grown(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     seed: int = 0,
+    engine: str = "auto",
 ) -> LlamaModel:
     """A checkpoint grown in the memory of the device; peak use is the model and one of its matrices.
 
     Args:
         directory: in Hugging Face layout, or a hub id. shape: a name of PRESETS, or sizes. Where a preset's heads
             cannot hold the checkpoint's, they are split into more and smaller ones (see GrownShape.splits).
-        dtype, device: as in ``ouroboros.load``, which takes the model (with ``tokenizer=directory``). seed: of the
-            random parts.
+        dtype, device, engine: as in ``ouroboros.load``, which takes the model (with ``tokenizer=directory``).
+        seed: of the random parts.
 
     Returns:
         A model whose ``info.grown`` says that it is one.
@@ -78,10 +73,12 @@ def load_grown(
     path = resolve(os.fspath(directory))
     checkpoint = read_directory(path)
     config = _pick(checkpoint.config, shape, plain=False)
-    kind = pick_dtype(dtype, checkpoint.weights.dtype, config.parameters(), place)
+    stored = "bfloat16" if dtype in QUANTISED else dtype  # rounded behind the growth, matrix by matrix
+    kind = pick_dtype(stored, checkpoint.weights.dtype, config.parameters(), place)
     try:
         grown = GrownWeights(checkpoint.config, checkpoint.weights, config, kind, place, seed)
-        return build(replace(checkpoint, config=config, grown=_describe(checkpoint, config)), grown, kind, place)
+        whole = replace(checkpoint, config=config, grown=_describe(checkpoint, config))
+        return build(whole, grown, dtype if dtype in QUANTISED else kind, place, engine)
     except LoadError as error:
         raise type(error)(f"cannot grow {str(path)!r}: {error}") from error
 

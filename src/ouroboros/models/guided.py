@@ -33,7 +33,7 @@ class GuidedModel:
         self._scale = scale
         self._frame = _Frame(len(prompt) - 1, tuple(negative))
         longer = max(0, len(negative) - len(prompt))  # the negative context is ahead by so much
-        self.info = replace(model.info, max_positions=model.info.max_positions - longer)
+        self.info = replace(model.info, max_positions=model.info.max_positions - longer, part_of_text=False)
 
     def open(self) -> _GuidedSlot:
         slot = _GuidedSlot(self._model.open(), self._model.open(), self._frame)

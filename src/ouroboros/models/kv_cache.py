@@ -89,7 +89,6 @@ class KVCache:
         self._length += committed
         self._pending += pending
 
-    @torch.inference_mode()
     def commit(self, path: Sequence[int]) -> None:
         assert not path or path[-1] < self._pending
         keep([self._buffer], self._length, path)

@@ -1,7 +1,7 @@
 """The native decoder of the Llama architecture and its variations: slots, and forwards for any number of trees.
 
 What computes a forward is chosen when the model is made: C++ kernels where they can be had (kernels/), else PyTorch's
-operators (operators.py). It knows nothing of files (see loading.py) and nothing of families: config.py describes the
+operators (operators.py). It knows nothing of files (see checkpoint.py) and nothing of families: config.py describes the
 mathematics, families.py reads it out of config.json.
 """
 
@@ -19,14 +19,17 @@ from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
 from ouroboros.models.block import Block
 from ouroboros.models.buffers import buffers_for
 from ouroboros.models.config import DecoderConfig
-from ouroboros.models.kernels.decoder import KernelDecoder, unsupported
+from ouroboros.models.kernels import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
+from ouroboros.models.quantised import QUANTISED
 from ouroboros.models.static import StaticDecoder
 from ouroboros.models.weights import Reader, WeightSource
 
-__all__ = ["Decoder", "LlamaModel", "WeightSource"]
+__all__ = ["ENGINES", "Decoder", "LlamaModel", "WeightSource", "check_engine"]
+
+ENGINES = ("auto", "kernels", "packed", "plain", "static")
 
 PREFILL_CHUNK = 512
 
@@ -46,7 +49,7 @@ class LlamaModel:
         eos_token_ids, grown: kept for ``info``. dtype, device: where and how to compute.
         engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py);
             ``static``: these in fixed shapes, on CUDA as graphs (static.py).
-        int8: weights as 8-bit numbers with a scale for each output. Needs the kernels, and bfloat16 as ``dtype``.
+        quantised: ``int8`` or ``int4``: the weights' format (see quantised.py); ``dtype`` is bfloat16 then, the rows'.
 
     Raises:
         LoadError: a tensor is missing or has the wrong shape.
@@ -61,13 +64,13 @@ class LlamaModel:
         dtype: torch.dtype,
         device: torch.device,
         engine: str = "auto",
-        int8: bool = False,
+        quantised: str | None = None,
         grown: str | None = None,
     ) -> None:
         reader = Reader(config, weights, dtype, device)
         self.config = config
         self._dtype, self._device = dtype, device
-        self._decoder, computes = _decoder(reader, engine, int8)
+        self._decoder, computes = _decoder(reader, engine, quantised or str(dtype).removeprefix("torch."))
         rows = config.max_position_embeddings + PREFILL_CHUNK  # of the last tree some lie beyond the last position
         self._buffers = buffers_for(device, rows, isinstance(self._decoder, StaticDecoder))
         self.info = ModelInfo(
@@ -76,7 +79,7 @@ class LlamaModel:
             max_positions=config.max_position_embeddings,
             eos_token_ids=eos_token_ids,
             parameters=sum(math.prod(shape) for shape in config.shapes().values()),
-            dtype="int8" if int8 else str(dtype).removeprefix("torch."),
+            dtype=quantised or str(dtype).removeprefix("torch."),
             device=str(device),
             engine=computes,
             grown=grown,
@@ -108,26 +111,33 @@ class LlamaModel:
         return list(self._decoder.forward(blocks, wanted).split(counts))
 
 
-def _decoder(reader: Reader, engine: str, int8: bool) -> tuple[Decoder, str]:
-    """What computes, and what it calls itself."""
-    if engine not in ("auto", "kernels", "packed", "plain", "static"):
-        raise InputError(f"engine must be auto, kernels, packed, plain or static, not {engine!r}")
+def check_engine(engine: str) -> None:
+    """
+    Raises:
+        InputError: no such engine.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+
+
+def _decoder(reader: Reader, engine: str, weights: str) -> tuple[Decoder, str]:
+    """What computes with weights of this format, and what it calls itself."""
+    check_engine(engine)
     graphs = reader.device.type == "cuda"
+    plain = weights if weights in QUANTISED else "plain"
     if engine == "static" or (engine == "auto" and graphs):
-        return StaticDecoder(reader, graphs), "static, CUDA graphs" if graphs else "static"
-    weights = "int8" if int8 else str(reader.dtype).removeprefix("torch.")
+        return StaticDecoder(reader, plain, graphs), "static, CUDA graphs" if graphs else "static"
     reason = "not asked for"
     if engine in ("auto", "kernels"):
         reason = unsupported(reader.config, reader.dtype, reader.device, weights) or ""
         if not reason:
             return KernelDecoder(reader, weights), "kernels"
-    if engine == "kernels" or int8:
-        asked = "dtype int8 needs the CPU kernels" if int8 else "the CPU kernels"
-        raise InputError(f"{asked} cannot be had here: {reason}")
-    packed = engine != "plain" and packs(reader.dtype, reader.device)
+    if engine == "kernels":
+        raise InputError(f"the CPU kernels cannot be had here: {reason}")
+    packed = engine != "plain" and plain == "plain" and packs(reader.dtype, reader.device)
     if engine == "packed" and not packed:
         raise InputError("oneDNN does not pack these weights here (it does bfloat16 on some CPUs)")
-    return OperatorDecoder(reader, packed), f"{'packed' if packed else 'plain'} ({reason})"
+    return OperatorDecoder(reader, "packed" if packed else plain), f"{'packed' if packed else 'plain'} ({reason})"
 
 
 def _own(slot: Slot) -> KVCache:

@@ -1,33 +1,33 @@
-"""From a directory or a hub id to a model: config.json, generation_config.json, safetensors files.
+"""From a directory or a loaded module to a model: where it computes, in which type, and whether it fits.
 
-Everything that cannot be loaded exactly is refused here, with one line that names it. It knows nothing of decoding.
+It knows nothing of files (see checkpoint.py) or of decoding.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ouroboros.errors import InputError, LoadError
-from ouroboros.models.config import DecoderConfig
+from ouroboros.models.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    Tensors,
+    module_checkpoint,
+    read_directory,
+    resolve,
+    stored_dtype,
+)
 from ouroboros.models.families import parse_config
-from ouroboros.models.kernels.decoder import unsupported
-from ouroboros.models.llama import LlamaModel, WeightSource
+from ouroboros.models.kernels import unsupported
+from ouroboros.models.linear import packs
+from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
+from ouroboros.models.quantised import QUANTISED, weight_bytes
 
 __all__ = [
-    "DTYPES",
-    "GROWN",
-    "Checkpoint",
-    "Tensors",
     "build",
     "load_directory",
     "load_module",
@@ -39,67 +39,7 @@ __all__ = [
     "stored_dtype",
 ]
 
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-INT8 = "int8"  # weights alone: rows are bfloat16 (see kernels/matmul.h)
 SMALL = 64_000_000  # parameters: below this a CPU loses nothing by computing in float32, and rounds less
-GROWN = "ouroboros_grown"  # the field of config.json by which a grown checkpoint says so
-OTHERS = ["original/*", "consolidated*"]  # the same weights again, in their makers' own layout
-
-
-class Tensors(WeightSource, Protocol):
-    """Stored tensors of a checkpoint."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the embeddings."""
-
-    def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether a model of this dtype and device takes no memory for the tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What was read: ``raw``: config.json, which ``config`` is made of; ``grown``: see base.ModelInfo."""
-
-    raw: Mapping[str, object]
-    config: DecoderConfig
-    eos_token_ids: frozenset[int]
-    weights: Tensors
-    grown: str | None = None
-
-
-def resolve(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """The directory of a checkpoint; a hub id (``owner/name``) is fetched into the hub's own cache.
-
-    Raises:
-        LoadError: neither a directory nor a hub repository that can be had.
-    """
-    name = str(source)
-    try:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            return path
-        is_file = path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a home directory of nobody
-        raise LoadError(f"no such directory: {name[:80]!r} ({_one_line(error)})") from error
-    parts = name.split("/")
-    if is_file:
-        raise LoadError(f"{name!r} is a file; a model is a directory with config.json and safetensors files")
-    if len(parts) != 2 or not all(parts) or name[0] in "./~":
-        raise LoadError(f"no such directory: {name!r} (a model is a directory or a hub id like 'owner/name')")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, token=token, allow_patterns=patterns, ignore_patterns=OTHERS)
-        )
-    except Exception as error:  # the hub's client raises dozens of unrelated types
-        raise LoadError(f"{name!r} is no directory, and the hub did not give it: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def pick_device(device: str) -> torch.device:
@@ -133,29 +73,20 @@ def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, d
         return stored
     found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
     if found not in DTYPES.values():
-        kinds = ", ".join(DTYPES)
-        raise InputError(f"dtype must be auto or one of {kinds} (or {INT8}: native, on a CPU), not {dtype!r}")
+        kinds, rounded = ", ".join(DTYPES), " or ".join(QUANTISED)
+        raise InputError(f"dtype must be auto or one of {kinds} (of the native decoder also {rounded}), not {dtype!r}")
     assert isinstance(found, torch.dtype)
     return found
 
 
-def stored_dtype(path: Path) -> torch.dtype:
-    """The type of a checkpoint's weights, as its files tell: that of the embeddings, else of the first tensor.
-
-    Raises:
-        LoadError: no safetensors files, damaged ones, or of a type that is not computed in.
-    """
-    return _Files(path).dtype
-
-
 def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device, engine: str = "auto") -> LlamaModel:
-    """Loads a checkpoint in Hugging Face layout. ``dtype``: of DTYPES, or ``int8`` (weights alone); ``engine``: see
+    """Loads a checkpoint in Hugging Face layout. ``dtype``: of DTYPES, or QUANTISED (weights alone); ``engine``: see
     LlamaModel.
 
     Raises:
         UnsupportedArchitecture: the native decoder does not compute this model.
         LoadError: config or tensors are missing, damaged or of wrong shapes, or the weights do not fit into memory.
-        InputError: unknown dtype.
+        InputError: unknown dtype or engine.
     """
     checkpoint = read_directory(path)
     try:
@@ -164,41 +95,18 @@ def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device, e
         raise type(error)(f"cannot load {str(path)!r}: {error}") from error
 
 
-def read_directory(path: Path) -> Checkpoint:
-    """Opens a checkpoint in Hugging Face layout; no tensor is read yet.
-
-    Raises:
-        UnsupportedArchitecture: the native decoder does not compute this model. LoadError: missing or damaged files.
-    """
-    try:
-        raw = _read_json(path / "config.json")
-        if raw is None:
-            raise LoadError("it holds no config.json")
-        config = parse_config(raw)  # before the weights, which another architecture may keep in other files
-        eos = _end_tokens(raw, _read_json(path / "generation_config.json") or {})
-        return Checkpoint(raw, config, eos, _Files(path), _grown(raw))
-    except LoadError as error:
-        raise type(error)(f"cannot load {str(path)!r}: {error}") from error
-
-
-def load_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) -> LlamaModel:
+def load_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str, engine: str = "auto") -> LlamaModel:
     """Takes over a loaded Hugging Face module of the Llama kind (its ``config`` and ``state_dict``).
 
     Raises:
         UnsupportedArchitecture: the native decoder does not compute this model.
-        LoadError: no such module, or it does not fit into memory. InputError: unknown dtype.
+        LoadError: no such module, or it does not fit into memory. InputError: unknown dtype or engine.
     """
-    theirs = getattr(module, "config", None)
-    if theirs is None or not hasattr(theirs, "to_dict"):
-        raise LoadError(f"a loaded model must be a transformers model, not {type(module).__name__}")
-    state = _State(module.state_dict())
-    raw = theirs.to_dict()
-    generation = getattr(module, "generation_config", None)
-    eos = _end_tokens(raw, generation.to_dict() if generation is not None else {})
-    place = next(module.parameters()).device if device == "auto" else pick_device(device)
-    kind = next(module.parameters()).dtype if dtype == "auto" else dtype
     try:
-        return build(Checkpoint(raw, parse_config(raw), eos, state, _grown(raw)), state, kind, place)
+        checkpoint = module_checkpoint(module)
+        first = next(module.parameters())
+        place = first.device if device == "auto" else pick_device(device)
+        return build(checkpoint, checkpoint.weights, first.dtype if dtype == "auto" else dtype, place, engine)
     except LoadError as error:
         raise type(error)(f"cannot use the loaded {type(module).__name__}: {error}") from error
 
@@ -214,121 +122,20 @@ def build(
         LoadError: a tensor is missing or has the wrong shape, or they do not fit. InputError: unknown dtype.
     """
     config = checkpoint.config
-    sizes = {name: math.prod(shape) for name, shape in config.shapes().items() if weights.shape(name) == shape}
-    int8 = dtype == INT8
-    kind = torch.bfloat16 if int8 else pick_dtype(dtype, weights.dtype, sum(sizes.values()), device)
-    bytes_each = 1 if int8 else kind.itemsize
+    shapes = {name: shape for name, shape in config.shapes().items() if weights.shape(name) == shape}
+    quantised = str(dtype) if dtype in QUANTISED else None
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    kind = pick_dtype("bfloat16" if quantised else dtype, weights.dtype, parameters, device)
+    name_of = quantised or str(kind).removeprefix("torch.")
     available = available_memory(device)
-    shared = sum(size for name, size in sizes.items() if weights.shares(name, kind, device))
-    if engine == "auto" and not int8 and shared and unsupported(config, kind, device) is None:
-        if available is None or sum(sizes.values()) * bytes_each <= available:
-            shared = 0
-        else:
-            engine = "plain"
-    check_memory((sum(sizes.values()) - shared) * bytes_each, available, device, kind)
+    needed = weight_bytes(shapes, name_of)
+    if not quantised:
+        shared = weight_bytes({n: shape for n, shape in shapes.items() if weights.shares(n, kind, device)}, name_of)
+        repacks = packs(kind, device) or unsupported(config, kind, device) is None
+        copies = engine in ("kernels", "packed") or (engine == "auto" and repacks)
+        if engine == "auto" and copies and shared and available is not None and needed > available:
+            engine, copies = "plain", False
+        needed -= 0 if copies else shared
+    check_memory(needed, available, device, name_of)
     eos = checkpoint.eos_token_ids
-    return LlamaModel(config, weights, eos, kind, device, engine, int8, checkpoint.grown)
-
-
-def _grown(raw: Mapping[str, object]) -> str | None:
-    grown = raw.get(GROWN)
-    return None if grown is None else str(grown)
-
-
-def _read_json(path: Path) -> dict[str, object] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path.name} is not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{path.name} must hold a JSON object")
-    return value
-
-
-def _end_tokens(*files: Mapping[str, object]) -> frozenset[int]:
-    """All ids that config.json and generation_config.json call the end of a text."""
-    found = [file.get("eos_token_id") for file in files]
-    values = [v for value in found for v in (value if isinstance(value, list | tuple) else [value])]
-    return frozenset(v for v in values if isinstance(v, int) and not isinstance(v, bool))
-
-
-def _shards(path: Path) -> list[Path]:
-    """The files that the index names; none without an index."""
-    index = _read_json(path / "model.safetensors.index.json")
-    if index is None:
-        return []
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict):
-        raise LoadError("model.safetensors.index.json has no weight_map")
-    return [path / name for name in sorted({str(name) for name in shards.values()})]
-
-
-class _Files:
-    """The tensors of all safetensors files of a directory, read when asked for."""
-
-    def __init__(self, path: Path) -> None:
-        files = [path / "model.safetensors"]  # goes before an index, as in transformers
-        if not files[0].is_file():
-            files = _shards(path) or sorted(path.glob("*.safetensors"))
-        if not files:
-            raise LoadError("it holds no *.safetensors file")
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, Path] = {}
-        for file in files:
-            try:
-                with safe_open(file, framework="pt") as reader:
-                    for name in reader.keys():  # noqa: SIM118 - it is no mapping
-                        self._shapes[name], self._files[name] = tuple(reader.get_slice(name).get_shape()), file
-            except (SafetensorError, OSError) as error:
-                raise LoadError(f"{file.name} is missing, cut short or damaged ({error})") from error
-
-    @property
-    def dtype(self) -> torch.dtype:
-        name = "model.embed_tokens.weight"
-        name = name if name in self._files else next(iter(self._files), "")
-        return self.get(name).dtype if name else torch.float32
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        return self._shapes.get(name)
-
-    def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
-        return False
-
-    def get(self, name: str) -> Tensor:
-        # Opened anew each time: the pages of a file that stays open count as this process's memory until its end.
-        with safe_open(self._files[name], framework="pt") as reader:
-            return _checked(name, reader.get_tensor(name))
-
-
-class _State:
-    """The tensors of a loaded module."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(iter(self._tensors.values())).dtype
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        return tuple(self._tensors[name].shape) if name in self._tensors else None
-
-    def shares(self, name: str, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether the decoder can use the tensor as it lies there: those that it stacks are copied in any case."""
-        stacked = any(part in name for part in (".q_proj.", ".k_proj.", ".v_proj.", ".gate_proj.", ".up_proj."))
-        tensor = self._tensors[name]
-        here = tensor.device.type == device.type and device.index in (None, tensor.device.index)
-        return here and not stacked and tensor.dtype == dtype
-
-    def get(self, name: str) -> Tensor:
-        return _checked(name, self._tensors[name].detach())
-
-
-def _checked(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in DTYPES.values():
-        raise LoadError(f"tensor {name!r} is stored as {tensor.dtype}; supported are {', '.join(DTYPES)}")
-    if tensor.is_meta:
-        raise LoadError(f"tensor {name!r} is not in memory (device meta)")
-    return tensor
+    return LlamaModel(config, weights, eos, kind, device, engine, quantised, checkpoint.grown)

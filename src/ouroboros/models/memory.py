@@ -12,7 +12,7 @@ from ouroboros.errors import LoadError
 __all__ = ["available_memory", "check_memory"]
 
 
-def check_memory(needed: int, available: int | None, device: torch.device, dtype: torch.dtype) -> None:
+def check_memory(needed: int, available: int | None, device: torch.device, dtype: torch.dtype | str) -> None:
     """Refuses weights of ``needed`` bytes where less is available; None: nobody knows.
 
     Raises:

@@ -18,10 +18,11 @@ from torch import Tensor
 from ouroboros.models.attention import View, attend, visible_rows
 from ouroboros.models.block import Block
 from ouroboros.models.linear import Linear, linear
+from ouroboros.models.quantised import head_format
 from ouroboros.models.rotary import rotary_frequencies, rotate
 from ouroboros.models.weights import LayerWeights, Reader
 
-__all__ = ["OperatorDecoder", "rms_norm"]
+__all__ = ["OperatorDecoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +39,23 @@ class _Layer:
 
 
 class OperatorDecoder:
-    """Computes forwards of one model (see llama.Decoder). ``packed``: the linear layers' format (see linear.py)."""
+    """Computes forwards of one model (see llama.Decoder). ``layers``: the linear layers' format (see linear.py)."""
 
-    def __init__(self, reader: Reader, packed: bool) -> None:
+    def __init__(self, reader: Reader, layers: str) -> None:
         config = self._config = reader.config
         self._dtype, self._device = reader.dtype, reader.device
         self.embedding = reader.embedding()
-        self.layers = [self._layer(i, reader.layer(i), packed) for i in range(config.num_hidden_layers)]
+        self.layers = [self._layer(i, reader.layer(i), layers) for i in range(config.num_hidden_layers)]
         self.windows = {layer.window for layer in self.layers}
         self._norm = reader.norm()
-        tied = config.tie_word_embeddings  # then there is one matrix, which cannot be packed
-        self._head = linear(self.embedding if tied else reader.head(), None, packed and not tied)
+        tied = config.tie_word_embeddings  # then there is one matrix, which stays as it is
+        self._head = linear(self.embedding, None, "plain") if tied else linear(reader.head(), None, head_format(layers))
         self._inverse, self._rope_factor = rotary_frequencies(
             config.head_dim, config.rope, config.max_position_embeddings
         )
         self.tables = self._rotary_tables(0)
 
-    def _layer(self, index: int, tensors: LayerWeights, packed: bool) -> _Layer:
+    def _layer(self, index: int, tensors: LayerWeights, layers: str) -> _Layer:
         config = self._config
         norms = tensors.qk_norm()
         if norms is not None:
@@ -64,12 +65,12 @@ class OperatorDecoder:
             window=config.windows.get(index),
             rotary=index not in config.without_rotary,
             input_norm=tensors.input_norm(),
-            qkv=linear(*tensors.qkv(), packed),
+            qkv=linear(*tensors.qkv(), layers),
             qk_norm=None if norms is None else qk_norm,
-            out=linear(*tensors.out(), packed),
+            out=linear(*tensors.out(), layers),
             post_norm=tensors.post_norm(),
-            gate_up=linear(*tensors.gate_up(), packed),
-            down=linear(*tensors.down(), packed),
+            gate_up=linear(*tensors.gate_up(), layers),
+            down=linear(*tensors.down(), layers),
         )
 
     def forward(self, blocks: Sequence[Block], wanted: Sequence[int]) -> Tensor:

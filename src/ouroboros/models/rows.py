@@ -5,11 +5,15 @@ It knows nothing of layers, slots or trees; which rows count is the caller's kno
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ouroboros.kernels.library import library
 
 __all__ = ["grown", "keep"]
 
@@ -40,8 +44,25 @@ def keep(buffers: Iterable[Tensor], base: int, path: Sequence[int]) -> None:
     first = next((i for i, node in enumerate(path) if i != node), len(path))  # those before lie where they belong
     if first == len(path):
         return
+    nodes = array("i", path)
+    found = library()
+    others = []
+    for buffer in buffers:
+        if not isinstance(found, str) and buffer.is_cpu and buffer.is_contiguous():
+            *blocks, capacity, size = buffer.shape
+            row = size * buffer.element_size()
+            at = nodes.buffer_info()[0]
+            found.ouroboros_keep(buffer.data_ptr(), math.prod(blocks), capacity * row, row, base, at, len(path))
+        else:
+            others.append(buffer)
+    if others:
+        _keep(others, base + first, [base + node for node in path[first:]])
+
+
+@torch.inference_mode()
+def _keep(buffers: Sequence[Tensor], start: int, rows: Sequence[int]) -> None:
     indices: dict[torch.device, Tensor] = {}  # one a device: a model may lie on several
     for buffer in buffers:
         if buffer.device not in indices:
-            indices[buffer.device] = base + torch.tensor(path[first:], device=buffer.device)
-        buffer[..., base + first : base + len(path), :] = buffer.index_select(-2, indices[buffer.device])
+            indices[buffer.device] = torch.tensor(rows, device=buffer.device)
+        buffer[..., start : start + len(rows), :] = buffer.index_select(-2, indices[buffer.device])

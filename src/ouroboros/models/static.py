@@ -6,6 +6,9 @@ in the cache, the tree's mask, the wanted rows) comes in one small tensor, and t
 and cache buffer. Rows that fill up see the first cached row and are written to the buffer's last one. Without graphs
 (on a CPU, say) the same code runs operator by operator.
 
+In a capture nothing may touch the host: no tensor is made from Python numbers, and no shape depends on a value. Graphs
+share one memory pool, since they are replayed one after the other, and one buffer for their logits.
+
 Several sequences at once and long prefills go through the operators' decoder, whose weights these are.
 
 Tensor names: N rows of a bucket, R region (the rows from the first uncommitted one on), W wanted rows (one may be
@@ -18,10 +21,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ouroboros.models.attention import visible_rows
+from ouroboros.models.attention import attend_folded, visible_rows
 from ouroboros.models.block import Block
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.operators import OperatorDecoder
@@ -29,7 +31,8 @@ from ouroboros.models.weights import Reader
 
 __all__ = ["StaticDecoder"]
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # few: each makes graphs of its own, and rows cost little there
+REGIONS = (32, 128)  # no more than a mask's width depends on it
 SPAN = 256  # cached rows are seen in multiples of this
 GRAPHS = 256  # kept at most; the oldest goes
 
@@ -37,13 +40,19 @@ Shape = tuple[int, int, int, int]  # N, R, W, T
 
 
 class StaticDecoder:
-    """Computes forwards of one model (see llama.Decoder). ``graphs``: capture them, on CUDA."""
+    """Computes forwards of one model (see llama.Decoder).
 
-    def __init__(self, reader: Reader, graphs: bool) -> None:
-        self._operators = OperatorDecoder(reader, packed=False)
+    Args:
+        layers: the linear layers' format (see linear.py). graphs: capture them, on CUDA.
+    """
+
+    def __init__(self, reader: Reader, layers: str, graphs: bool) -> None:
+        self._operators = OperatorDecoder(reader, layers)
         self._config, self._device = reader.config, reader.device
         self._graphs: dict[tuple[int, Shape], _Graph] | None = {} if graphs else None
         self._memory = torch.cuda.graph_pool_handle() if graphs else None
+        size = ROWS[-1] if graphs else 0
+        self._logits = torch.empty((size, reader.config.vocab_size), dtype=reader.dtype, device=reader.device)
 
     def forward(self, blocks: Sequence[Block], wanted: Sequence[int]) -> Tensor:
         rows = sum(len(block) for block in blocks)
@@ -52,12 +61,15 @@ class StaticDecoder:
         (block,) = blocks
         cache = block.cache
         region = cache.pending + rows
-        filled = _bucket(region) if region <= ROWS[-1] else -(-region // SPAN) * SPAN
-        cache.reserve(max(_bucket(rows), filled - cache.pending) + 1)  # and one that nobody reads
+        filled = next((size for size in REGIONS if size >= region), -(-region // SPAN) * SPAN)
+        cache.reserve(filled - cache.pending + 1)  # and one that nobody reads
         span = min(-(-(cache.length + filled) // SPAN) * SPAN, cache.capacity)
-        shape = _bucket(rows), filled, _bucket(len(wanted)), span
+        bucket = _bucket(max(rows, len(wanted)))
+        shape = bucket, filled, 1 if len(wanted) == 1 else bucket, span
         self._operators.grow_tables(cache.capacity)
         inputs = _inputs(block, wanted, shape, cache.capacity - 1, self._config.vocab_size)
+        if self._graphs is not None:
+            inputs = inputs.pin_memory()
         logits_NV = self._run(cache, shape, inputs)
         block.advance()
         return logits_NV[: len(wanted)].clone()  # the next forward overwrites it
@@ -68,8 +80,12 @@ class StaticDecoder:
         key = cache.buffer.data_ptr(), shape
         graph = self._graphs.pop(key, None)
         if graph is None or graph.tables is not self._operators.tables:
-            buffer = cache.buffer
-            graph = _Graph(lambda given: self._compute(buffer, shape, given), inputs, self._device, self._memory)
+            buffer, logits = cache.buffer, self._logits[: shape[2]]
+
+            def compute(given: Tensor) -> Tensor:
+                return logits.copy_(self._compute(buffer, shape, given))
+
+            graph = _Graph(compute, inputs, logits, self._memory)
             graph.tables, graph.buffer = self._operators.tables, buffer
             while len(self._graphs) >= GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
@@ -80,7 +96,6 @@ class StaticDecoder:
         """Logits [W, V] of the wanted rows, and of others where fewer are wanted."""
         config, operators = self._config, self._operators
         rows, region, _, span = shape
-        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         tokens, positions, places, wanted, region_positions, root, tree_NR = inputs.split(_sizes(shape))
         tree_NR = tree_NR.view(rows, region)
         masks = self._masks(positions, root, region_positions, tree_NR, span)
@@ -90,13 +105,8 @@ class StaticDecoder:
             keys, values = buffer[i]
             keys.index_copy_(1, places, k_HND)
             values.index_copy_(1, places, v_HND)
-            # Query heads that share a key head are rows of one attention: kernels take a mask then, and copy no keys.
-            queries = q_HND.reshape(1, kv_heads, heads // kv_heads * rows, size)
             mask = masks[operators.layers[i].window]
-            out = F.scaled_dot_product_attention(
-                queries, keys[None, :, :span], values[None, :, :span], mask, scale=config.attention_scale
-            )
-            return out.view(heads, rows, size).transpose(0, 1).reshape(rows, heads * size)
+            return attend_folded(q_HND, keys[:, :span], values[:, :span], mask, config.attention_scale)
 
         x_NE = operators.run(tokens, cos_ND, sin_ND, attention)
         return operators.logits(x_NE[wanted])
@@ -104,11 +114,12 @@ class StaticDecoder:
     def _masks(
         self, positions: Tensor, root: Tensor, region_positions: Tensor, tree_NR: Tensor, span: int
     ) -> dict[int | None, Tensor]:
-        """For each window bool [1, 1, H / K * N, T]: committed rows, and of the region what the tree allows."""
-        config = self._config
+        """For each window what is added to the scores, [H / K * N, T]: nothing for committed rows and what the tree
+        allows of the region, else -∞. Every layer would turn a bool mask into this."""
+        group = self._config.num_attention_heads // self._config.num_key_value_heads
         places = torch.arange(span, device=self._device)
         inside = (places - root).clamp(0, tree_NR.shape[1] - 1)
-        seen_NT = torch.where(places < root, True, (tree_NR[:, inside] != 0) & (places < root + tree_NR.shape[1]))
+        seen_NT = (places < root) | ((tree_NR[:, inside] != 0) & (places < root + tree_NR.shape[1]))
         row_positions = torch.where(places < root, places, region_positions[inside])
         masks = {}
         for window in self._operators.windows:
@@ -116,27 +127,29 @@ class StaticDecoder:
             if window is not None:
                 mask_NT = seen_NT & (positions[:, None] - row_positions < window)
                 mask_NT = mask_NT | (mask_NT.sum(-1, keepdim=True) == 0)  # rows that fill up must see something
-            masks[window] = mask_NT.repeat(config.num_attention_heads // config.num_key_value_heads, 1)[None, None]
+            added_NT = torch.zeros(mask_NT.shape, dtype=self._logits.dtype, device=self._device)
+            masks[window] = added_NT.masked_fill_(~mask_NT, -torch.inf).repeat(group, 1)
         return masks
 
 
 class _Graph:
-    """A captured forward: its input and output lie where they lay at the capture."""
+    """A captured forward, which writes to ``logits``; what it reads and writes lies where it lay at the capture."""
 
     tables: tuple[Tensor, Tensor]
     buffer: Tensor
 
-    def __init__(self, compute: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, memory: Any) -> None:
-        self._inputs = inputs.to(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # libraries make their handles and choices outside of the capture
-            compute(self._inputs)
-            compute(self._inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=memory):
-            self._logits = compute(self._inputs)
+    def __init__(self, compute: Callable[[Tensor], Tensor], inputs: Tensor, logits: Tensor, memory: Any) -> None:
+        self._inputs, self._logits = inputs.to(logits.device), logits
+        with torch.cuda.device(logits.device):  # streams are made on the current device
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # libraries make their handles and choices outside of the capture
+                compute(self._inputs)
+                compute(self._inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=memory, stream=side):
+                compute(self._inputs)
 
     def replay(self, inputs: Tensor) -> Tensor:
         self._inputs.copy_(inputs, non_blocking=True)
@@ -170,7 +183,7 @@ def _inputs(block: Block, wanted: Sequence[int], shape: Shape, spare: int, vocab
     seen = torch.ones((1, 1), dtype=torch.bool) if view.mask is None else view.mask[:, length:]
     mask_NR[:new, : seen.shape[1]] = seen
     mask_NR[new:, 0] = 1
-    return whole.pin_memory() if torch.cuda.is_available() else whole
+    return whole
 
 
 def _sizes(shape: Shape) -> list[int]:

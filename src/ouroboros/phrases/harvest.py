@@ -27,6 +27,8 @@ class TextHarvest:
 
     def learn(self, text: Sequence[int]) -> None:
         """Learns what ``text`` has gained since the last call; phrases at its end are lengthened by later calls."""
+        if len(text) <= self._known:
+            return
         size = self._pool.max_tokens
         for start in range(self._done, len(text)):
             origin = Origin.PROMPT if start < self._prompt_length else Origin.VERIFIED

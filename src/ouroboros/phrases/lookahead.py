@@ -38,6 +38,11 @@ class LookaheadWindow:
         """How many positions the window reaches beyond the last token."""
         return len(self._levels[0]) + len(self._levels) - 1
 
+    @property
+    def size(self) -> int:
+        """How many nodes ``hang`` adds, at most."""
+        return sum(map(len, self._levels))
+
     def hang(self, tree: TokenTree, node: int) -> list[int]:
         """Adds the comb below ``node`` (the last token). Returns the nodes whose predictions ``update`` needs."""
         self._bottom = []

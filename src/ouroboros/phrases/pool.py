@@ -46,7 +46,9 @@ class Phrase:
 
     def expected(self) -> float:
         """Tokens that the phrase is expected to yield when it is offered."""
-        prior = PRIORS[self.origin][self.key_length - 1] * (1 + 0.25 * math.log2(self.seen))
+        prior = PRIORS[self.origin][self.key_length - 1]
+        if self.seen > 1:
+            prior *= 1 + 0.25 * math.log2(self.seen)
         return (self.accepted + PRIOR_WEIGHT * prior) / (self.offered + PRIOR_WEIGHT)
 
     def rate(self) -> float:
@@ -65,10 +67,19 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look-up returns: the phrases, best first, and the trie that they form below the context's last token."""
+    """What a look-up returns: the phrases, best first, of which ``length`` tokens were asked for behind ``root``."""
 
-    tree: TokenTree
+    root: int
+    length: int
     phrases: tuple[Phrase, ...]
+
+    @property
+    def tree(self) -> TokenTree:
+        """The trie that the phrases form below the root."""
+        tree = TokenTree(self.root)
+        for phrase in self.phrases:
+            tree.extend(0, phrase.tokens[: self.length], phrase.origin)
+        return tree
 
 
 class PhrasePool:
@@ -79,7 +90,7 @@ class PhrasePool:
         max_tokens: longer phrases are cut to this many tokens.
 
     Attributes:
-        outputs, successors: what SuffixDecoding and Token Recycling keep from request to request, in memory alone.
+        outputs, successors: what SuffixDecoding and Token Recycling keep from request to request.
     """
 
     def __init__(self, max_keys: int = 300_000, phrases_per_key: int = 8, max_tokens: int = 10) -> None:
@@ -155,25 +166,25 @@ class PhrasePool:
     def lookup(self, context: Sequence[int], branches: int, length: int) -> Found:
         """Up to ``branches`` phrases of up to ``length`` tokens that may follow ``context`` (not empty).
 
-        Longer matches and better phrases come first; a phrase that adds nothing to the trie is left out.
+        Longer matches and better phrases come first; a phrase with which another one begins is left out.
         """
-        tree = TokenTree(context[-1])
-        chosen: list[Phrase] = []
+        candidates: list[Phrase] = []
         if branches > 0:
-            candidates: list[Phrase] = []
             for size in range(min(MAX_KEY, len(context)), 0, -1):
                 bucket = self._buckets.get(tuple(context[-size:]))
                 if bucket is not None:
                     candidates += bucket.phrases
-            candidates.sort(key=Phrase.expected, reverse=True)  # stable: of equals the longer match stays first
-            for phrase in candidates:
-                before = len(tree)
-                tree.extend(0, phrase.tokens[:length], phrase.origin)
-                if len(tree) > before:
-                    chosen.append(phrase)
-                    if len(chosen) == branches:
-                        break
-        return Found(tree, tuple(chosen))
+        candidates.sort(key=Phrase.expected, reverse=True)  # stable: of equals the longer match stays first
+        chosen: list[Phrase] = []
+        starts: list[tuple[int, ...]] = []
+        for phrase in candidates:
+            tokens = phrase.tokens[:length]
+            if not any(start[: len(tokens)] == tokens for start in starts):
+                chosen.append(phrase)
+                starts.append(tokens)
+                if len(chosen) == branches:
+                    break
+        return Found(context[-1], length, tuple(chosen))
 
     def credit(self, context: Sequence[int], found: Found, text: Sequence[int]) -> None:
         """Tells the phrases of a look-up what really followed ``context`` (at least one token)."""

@@ -1,8 +1,10 @@
 """A phrase pool on disk: one safetensors file of integer arrays, bound to a vocabulary, written atomically.
 
 Arrays, one row a phrase, oldest key first: ``keys`` int32 [P, 3] and ``tokens`` int32 [P, longest phrase], padded with
--1, and ``counts`` int64 [P, 4]: origin, seen, offered, accepted. The metadata holds format, version, fingerprint and
-the pool's bounds. Nothing in the file is ever executed.
+-1, and ``counts`` int64 [P, 4]: origin, seen, offered, accepted. ``outputs`` int32 [O]: earlier outputs, -1 behind
+each (SuffixDecoding); ``successors`` int32 [S, 1 + most]: a token and its successors, padded with -1 (Token Recycling);
+a file without these two holds none. The metadata holds format, version, fingerprint and the pool's bounds. Nothing in
+the file is ever executed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -45,7 +49,9 @@ def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) 
         counts[row] = (_ORIGINS.index(phrase.origin), phrase.seen, phrase.offered, phrase.accepted)
     bounds = {"max_keys": pool.max_keys, "phrases_per_key": pool.phrases_per_key, "max_tokens": pool.max_tokens}
     metadata = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "bounds": json.dumps(bounds)}
-    data = save({"keys": keys, "tokens": tokens, "counts": counts}, metadata=metadata)
+    arrays: dict[str, np.ndarray[Any, Any]] = {"keys": keys, "tokens": tokens, "counts": counts}
+    arrays |= {"outputs": np.array(pool.outputs.tokens, dtype=np.int32), "successors": _table(pool.successors)}
+    data = save(arrays, metadata=metadata)
     target = Path(path)
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
@@ -79,6 +85,8 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
             if metadata.get("fingerprint") != fingerprint:
                 raise PoolFileError(f"{str(path)!r} is a phrase pool of another vocabulary than the target model's")
             arrays = [file.get_tensor(name) for name in ("keys", "tokens", "counts")]
+            here = set(file.keys())
+            more = {name: file.get_tensor(name).tolist() for name in ("outputs", "successors") if name in here}
         pool = PhrasePool(**json.loads(metadata["bounds"]))
         for key, tokens, (origin, seen, offered, accepted) in zip(*(a.tolist() for a in arrays), strict=True):
             key = tuple(token for token in key if token >= 0)
@@ -87,9 +95,20 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
                 raise ValueError("an empty entry")
             phrase.seen, phrase.offered, phrase.accepted = seen, offered, accepted
             pool.restore(key, phrase)
+        pool.outputs.extend(more.get("outputs", ()))
+        pool.outputs.close()
+        for token, *behind in more.get("successors", ()):
+            pool.successors[token] = tuple(one for one in behind if one >= 0)
         return pool
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or "it is no phrase pool, or damaged"
         raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: {reason}") from error
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise PoolFileError(f"the phrase pool {str(path)!r} is damaged ({error})") from error
+
+
+def _table(successors: Mapping[int, Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    table = np.full((len(successors), 1 + max(map(len, successors.values()), default=0)), -1, dtype=np.int32)
+    for row, (token, behind) in enumerate(successors.items()):
+        table[row, : 1 + len(behind)] = token, *behind
+    return table

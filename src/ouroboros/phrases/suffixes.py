@@ -43,6 +43,11 @@ class SuffixIndex:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        """All texts, the oldest first, ``END`` behind each but perhaps the last. Given to ``extend``, they are back."""
+        return self._tokens
+
     def extend(self, tokens: Sequence[int]) -> None:
         """Goes on with the current text."""
         for place, token in enumerate(tokens, len(self._tokens)):

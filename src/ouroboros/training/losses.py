@@ -4,6 +4,7 @@ With p the target's and q the draft's distribution of the next token:
     forward_kl  Σ p log(p / q)    the draft covers what the target may say (Hinton et al. 2015)
     reverse_kl  Σ q log(q / p)    the draft says what the target may say, and nothing else
     tv          ½ Σ |p − q|       1 − the best acceptance rate there is (Leviathan et al. 2023, DistillSpec 2024)
+    noise       the chance that both draw different tokens from the noise that they share (see ``shared_noise``)
     text        −log q(token)     of the text alone; no p
 
 Under noise that draft and target share, as this library draws, a draft token is accepted with a chance between
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros.errors import InputError
 
-__all__ = ["divergence", "forward_kl", "mixed_loss", "reverse_kl", "total_variation"]
+__all__ = ["divergence", "forward_kl", "mixed_loss", "reverse_kl", "shared_noise", "total_variation"]
 
 
 def forward_kl(target_NV: Tensor, draft_NV: Tensor) -> Tensor:
@@ -39,6 +41,22 @@ def total_variation(target_NV: Tensor, draft_NV: Tensor) -> Tensor:
     return 0.5 * (target_NV.exp() - draft_NV.exp()).abs().sum(-1)
 
 
+def shared_noise(target_NV: Tensor, draft_NV: Tensor, most: int = 32) -> Tensor:
+    """1 − Σᵢ 1 / Σⱼ max(pⱼ / pᵢ, qⱼ / qᵢ), 0 … 1, [N], of log-probabilities: the chance that the largest sums of
+    log-probability and one Gumbel noise are different tokens'. Computed over the target's ``most`` likeliest tokens and
+    one that stands for all others, so that it is a little too low."""
+    first_NK = target_NV.topk(min(most, target_NV.shape[-1]), dim=-1).indices
+    p_NK, q_NK = (_with_rest(each_NV.gather(-1, first_NK)) for each_NV in (target_NV, draft_NV))
+    ratios_NKK = torch.maximum(p_NK[:, None] - p_NK[..., None], q_NK[:, None] - q_NK[..., None])
+    return 1 - ratios_NKK.logsumexp(-1).neg().exp().sum(-1)
+
+
+def _with_rest(logs_NK: Tensor, least: float = 1e-6) -> Tensor:
+    """Log-probabilities of some tokens, and that of all others together."""
+    rest_N1 = (1 - logs_NK.exp().sum(-1, keepdim=True)).clamp(min=least).log()
+    return torch.cat([logs_NK, rest_N1], -1).clamp(min=-30.0)
+
+
 def divergence(name: str, target_NV: Tensor, draft_NV: Tensor) -> Tensor:
     """The divergence of that name, [N], of log-probabilities."""
     match name:
@@ -48,7 +66,9 @@ def divergence(name: str, target_NV: Tensor, draft_NV: Tensor) -> Tensor:
             return reverse_kl(target_NV, draft_NV)
         case "tv":
             return total_variation(target_NV, draft_NV)
-    raise InputError(f"divergence must be forward_kl, reverse_kl or tv, not {name!r}")
+        case "noise":
+            return shared_noise(target_NV, draft_NV)
+    raise InputError(f"divergence must be forward_kl, reverse_kl, tv or noise, not {name!r}")
 
 
 def mixed_loss(

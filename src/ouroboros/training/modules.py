@@ -198,7 +198,11 @@ def write_module(module: Any, out: Path, dtype: torch.dtype, beside: Path) -> No
         LoadError: it cannot be written.
     """
     kind = str(dtype).removeprefix("torch.")
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in module.state_dict().items()}
+    copies: dict[int, torch.Tensor] = {}  # by address, so that tied matrices stay one and are written once
+    state = {
+        name: copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", dtype))
+        for name, tensor in module.state_dict().items()
+    }
     try:
         _quietly(module.save_pretrained, out, state_dict=state)
         config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"dtype": kind}

@@ -1,25 +1,18 @@
-"""From files to token ids: prompts for the target's own generations, and plain text. It knows nothing of models.
-
-A file of prompts is text that is one prompt, or a JSON object a line with the prompt in one of ``FIELDS``: a text,
-token ids, messages for the chat template, or the user's turns (Spec-Bench) of which the first counts.
-"""
+"""From files to token ids: prompts for the target's own generations, and plain text. It knows nothing of models."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ouroboros.errors import InputError
-from ouroboros.prompts import Prompt, encode, read_text
+from ouroboros.prompts import encode, read_prompts, read_text
 from ouroboros.text import Tokenizer
 
-__all__ = ["Material", "gather", "read_prompts"]
-
-FIELDS = ("prompt", "messages", "question", "text", "turns", "instruction")
+__all__ = ["Material", "gather"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,52 +65,6 @@ def gather(
     digest = hashlib.sha256(json.dumps([order, plain]).encode()).hexdigest()
     first, second = held_out, held_out + selection
     return Material(tuple(order[second:]), tuple(order[first:second]), tuple(order[:first]), tuple(plain), digest)
-
-
-def read_prompts(name: str) -> list[Prompt]:
-    """The prompts of a file (see the header).
-
-    Raises:
-        InputError: an unreadable or empty file, or a line that is not as it should be.
-    """
-    text = read_text(name, "prompt file")
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise InputError(f"prompt file {name!r} is empty; it must hold at least one prompt")
-    if _object(lines[0][1]) is None:
-        return [text]
-    found: list[Prompt] = []
-    for number, line in lines:
-        row = _object(line)
-        prompt = None if row is None else _prompt_of(row)
-        if prompt is None:
-            wanted = f"a JSON object with a prompt as one of {', '.join(FIELDS)}"
-            raise InputError(f"line {number} of prompt file {name!r} must be {wanted}, not {line[:60]!r}")
-        found.append(prompt)
-    return found
-
-
-def _object(line: str) -> Mapping[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _prompt_of(row: Mapping[str, Any]) -> Prompt | None:
-    name = next((name for name in FIELDS if name in row), None)
-    value = row[name] if name else None
-    if name == "turns" and isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, list) and value:
-        if all(type(token) is int for token in value):
-            return value
-        if all(isinstance(message, dict) for message in value):
-            return value
-    return None
 
 
 def _encode_text(name: str, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:

@@ -30,7 +30,7 @@ __all__ = [
 
 Progress = Callable[[str, int, int, str], None]  # (stage, done, of how many, a figure in words)
 
-DIVERGENCES = ("forward_kl", "reverse_kl", "tv")  # between the target's distribution and the draft's
+DIVERGENCES = ("forward_kl", "reverse_kl", "tv", "noise")  # between the target's distribution and the draft's
 LOSSES = (*DIVERGENCES, "text")  # and cross-entropy with the text alone, for which no target is asked
 AUTO_LOSSES = ("forward_kl", "reverse_kl", "tv", "forward_kl=0.5,tv=2")  # what ``auto`` tries
 OPTIMIZERS = ("adamw", "muon")

@@ -1,0 +1,146 @@
+"""How a request is continued: ``SamplingParams``. An instance that exists is valid. Knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ouroboros.config.checks import check_int, check_number, is_number
+from ouroboros.errors import InputError
+
+__all__ = ["GRAMMARS", "MAX_SEED", "Processor", "SamplingParams"]
+
+Processor = Callable[[Any, Any], Any]  # (input_ids [B, L], scores [B, V]) -> scores; no torch in this file
+MAX_SEED = 2**63 - 1
+GRAMMARS = ("json_schema", "regex", "lark")
+
+
+def _logit_bias(bias: object) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = tuple(sorted(bias.items() if isinstance(bias, Mapping) else bias or ()))  # type: ignore[call-overload]
+        for token, value in pairs:
+            check_int("a token of logit_bias", token, 0)
+            check_number("logit_bias", value, is_number(value), "a mapping from token ids to numbers")
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"logit_bias must be a mapping from token ids to numbers, not {bias!r}") from None
+    return pairs
+
+
+def _processors(processors: object) -> tuple[Processor, ...]:
+    found = tuple(processors) if isinstance(processors, Iterable) else (processors,)
+    for processor in found:
+        if not callable(processor):
+            raise InputError(f"processors must be callables, not {processor!r}")
+    return found
+
+
+def _negative_prompt(prompt: object) -> str | tuple[int, ...]:
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        ids = tuple(values)
+        if ids and all(hasattr(token, "__index__") for token in ids):
+            return tuple(int(token) for token in ids)
+    raise InputError(f"negative_prompt must be a text or token ids, not empty, not {prompt!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request is continued. Order: bias, penalties, processors, temperature, top-k, top-p, min-p.
+
+    Attributes:
+        max_new_tokens: upper bound of new tokens, at least 1.
+        temperature: 0 is greedy decoding, which ignores top_k, top_p and min_p.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches top_p, in (0, 1].
+        min_p: drop tokens less likely than min_p times the likeliest, in [0, 1].
+        repetition_penalty: above 1 discourages tokens of the prompt and the output; 1 changes nothing.
+        presence_penalty, frequency_penalty: subtracted from the logits of the output's tokens, once, per occurrence.
+        logit_bias: added to the logits of these tokens; a mapping from token id to number.
+        processors: callables ``(input_ids [B, L], scores [B, V]) -> scores``, such as transformers' LogitsProcessors;
+            they are called for each tree node on its own history, in any order, also with the draft model's scores, and
+            so must be functions of their arguments alone.
+        grammar: one entry: ``json_schema`` (mapping or text), ``regex`` or ``lark``; the output then matches it.
+        guidance_scale: classifier-free guidance: above 1 stresses the prompt against ``negative_prompt``, at twice
+            the work; 1 is off. negative_prompt: text or token ids; None: the prompt's last token alone.
+        n: samples of the prompt, the i-th (from 0) with seed + i; they share the prefill and the phrases.
+        logprobs: the n likeliest tokens with their log-probabilities at each new token (0: the token's own alone).
+        seed: 0 … 2**63-1; None draws one, which ``stats.seed`` reports.
+        stop: texts that end the output where they begin.
+        ignore_eos: go on past end-of-sequence tokens.
+
+    Raises:
+        InputError: a value is outside its range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    processors: tuple[Processor, ...] = ()
+    grammar: Mapping[str, Any] | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str | tuple[int, ...] | None = None
+    n: int = 1
+    logprobs: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("max_new_tokens", self.max_new_tokens, 1)
+        check_int("top_k", self.top_k, 0)
+        value: float = self.temperature
+        check_number("temperature", value, is_number(value) and value >= 0, "a number of at least 0")
+        value = self.top_p
+        check_number("top_p", value, is_number(value) and 0 < value <= 1, "a number above 0 and at most 1")
+        value = self.min_p
+        check_number("min_p", value, is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+        value = self.repetition_penalty
+        check_number("repetition_penalty", value, is_number(value) and value > 0, "a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            check_number(name, value, is_number(value), "a number")
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        object.__setattr__(self, "processors", _processors(self.processors))
+        if self.grammar is not None:
+            known = isinstance(self.grammar, Mapping) and len(self.grammar) == 1 and set(self.grammar) <= set(GRAMMARS)
+            if not known:
+                raise InputError(f"grammar must have one entry, named {' or '.join(GRAMMARS)}, not {self.grammar!r}")
+            if self.ignore_eos:
+                raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
+        value = self.guidance_scale
+        check_number("guidance_scale", value, is_number(value) and value >= 0, "a number of at least 0")
+        if self.negative_prompt is not None:
+            object.__setattr__(self, "negative_prompt", _negative_prompt(self.negative_prompt))
+            if value == 1:
+                raise InputError("negative_prompt needs a guidance_scale other than 1, which is off")
+        check_int("n", self.n, 1)
+        if self.logprobs is not None:
+            check_int("logprobs", self.logprobs, 0, 1000)
+        if self.seed is not None:
+            check_int("seed", self.seed, 0, MAX_SEED)
+        stop = (self.stop,) if isinstance(self.stop, str) else () if self.stop is None else self.stop
+        try:
+            stop = tuple(stop)
+        except TypeError:
+            raise InputError(f"stop must be a text or a sequence of texts, not {self.stop!r}") from None
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise InputError(f"stop must hold texts of at least one character, not {text!r}")
+        object.__setattr__(self, "stop", stop)
+        if not isinstance(self.ignore_eos, bool):
+            raise InputError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0

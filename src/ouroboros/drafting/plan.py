@@ -1,0 +1,129 @@
+"""Plan: all tokens that one step might draft, as one tree, and how likely each is to be accepted.
+
+Nodes are choices of the draft model and tokens of pool phrases, merged where prefixes coincide. Some of them the draft
+model has scored; the others are what it could score next, and what the target may be sent. Each node has the evidence
+that speaks for it, from which its chance given its parent follows; a product along the path is its chance to be
+accepted. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ouroboros.control.estimates import Calibration, Evidence
+from ouroboros.phrases.pool import Phrase
+from ouroboros.tree import Origin, TokenTree
+
+__all__ = ["Plan"]
+
+UNSCORED = -1
+NEARLY, LIKELY = 0.4, 0.03  # what a further choice of the draft model counts for, if it gave it this chance
+PHRASES = (Evidence.PHRASE, Evidence.PHRASE_SECOND, Evidence.PHRASE_LATER)
+
+
+class Plan:
+    """The plan of one step.
+
+    Attributes (lists with one entry a node):
+        tree: the tokens. chances: all tokens down to the node are accepted. scored: the node in the draft model's tree,
+            or ``UNSCORED``. first: the child that is the draft model's first choice, -1 where it has not looked.
+    """
+
+    def __init__(self, root: int, calibration: Calibration) -> None:
+        self.tree = TokenTree(root)
+        self.chances = [1.0]
+        self.scored = [UNSCORED]
+        self.first = [-1]
+        self._calibration = calibration
+        self._evidence: list[tuple[Evidence, float]] = [(Evidence.FIRST, 1.0)]
+        self._local = [1.0]
+
+    def __len__(self) -> int:
+        return len(self.chances)
+
+    def hang(self, node: int, phrases: Sequence[Phrase], length: int, least: float) -> None:
+        """Adds up to ``length`` tokens of each phrase below a node that the draft model has not scored, as long as they
+        are accepted with a chance of ``least``."""
+        for phrase in phrases:
+            below, rate = node, phrase.rate()
+            first, second, later = (self._calibration.chance(evidence, rate) for evidence in PHRASES)
+            evidence, local = Evidence.PHRASE, first
+            for token in phrase.tokens[:length]:
+                below = self._add(below, token, phrase.origin, evidence, rate, local)
+                if self.chances[below] < least:
+                    break
+                evidence, local = (
+                    (Evidence.PHRASE_SECOND, second) if evidence is Evidence.PHRASE else (Evidence.PHRASE_LATER, later)
+                )
+
+    def choose(
+        self, node: int, tokens: Sequence[int], probs: Sequence[float], known: dict[int, float], least: float = 0.0
+    ) -> None:
+        """The draft model has scored ``node``.
+
+        Args:
+            tokens, probs: its choices, best first. known: its probability of each child that the node has already.
+            least: further choices that are accepted with less than this chance are left out.
+        """
+        tree = self.tree
+        for token, prob in known.items():
+            child = tree.child(node, token)
+            assert child is not None
+            self._set(child, Evidence.BOTH_OTHER, prob)
+        for rank, (token, prob) in enumerate(zip(tokens, probs, strict=True)):
+            if token in known:
+                child = tree.child(node, token)
+                assert child is not None
+                if rank == 0:
+                    self._set(child, Evidence.BOTH_FIRST, prob)
+            else:
+                evidence = Evidence.OTHER if rank else Evidence.FIRST
+                chance = self._calibration.chance(evidence, prob)
+                if rank and self.chances[node] * chance < least:
+                    continue
+                child = self._add(node, token, Origin.DRAFT, evidence, prob, chance)
+            if rank == 0:
+                self.first[node] = child
+
+    def _add(self, parent: int, token: int, origin: Origin, evidence: Evidence, number: float, chance: float) -> int:
+        before = len(self.chances)
+        node = self.tree.add(parent, token, origin)
+        if node == before:
+            self._evidence.append((evidence, number))
+            self._local.append(chance)
+            self.chances.append(self.chances[parent] * chance)
+            self.scored.append(UNSCORED)
+            self.first.append(-1)
+        elif evidence >= Evidence.PHRASE and number > self._evidence[node][1]:  # of two phrases the better one counts
+            self._evidence[node] = evidence, number
+            self._local[node] = chance
+        return node
+
+    def _set(self, node: int, evidence: Evidence, number: float) -> None:
+        self._evidence[node] = evidence, number
+        self._local[node] = self._calibration.chance(evidence, number)
+
+    def settle(self) -> None:
+        """Carries changed chances down the tree."""
+        chances, local, parents = self.chances, self._local, self.tree.parents
+        for node in range(1, len(chances)):
+            chances[node] = chances[parents[node]] * local[node]
+
+    def learn(self, tokens: Sequence[int]) -> list[float]:
+        """Tells the calibration what followed the root. Returns whether the draft model's first choice was right, for
+        each node on the way that it has scored; ``NEARLY`` for a further choice: a model that guesses has none."""
+        outcomes = []
+        tree, node = self.tree, 0
+        for token in tokens:
+            for child in tree.children(node):
+                evidence, number = self._evidence[child]
+                self._calibration.learn(evidence, number, tree.tokens[child] == token)
+            below = tree.child(node, token)
+            first = self.first[node]
+            if first >= 0:
+                nearly = below is not None and self._evidence[below][1] > LIKELY
+                outcomes.append(1.0 if below == first else NEARLY if nearly else 0.0)
+            if below is None:
+                break
+            node = below
+        return outcomes

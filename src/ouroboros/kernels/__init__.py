@@ -1,0 +1,5 @@
+"""C++ for CPUs with AVX-512.
+
+A decoder's forward (decoder.cpp; models/kernels.py packs its weights), and what is drawn from rows of logits (rows.h;
+sampling/rows.py).
+"""

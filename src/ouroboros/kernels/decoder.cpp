@@ -1,0 +1,114 @@
+// A whole forward of the native decoder in one call: embeddings, layers, caches, logits of the wanted rows.
+//
+// Called through ctypes: plain structs and pointers, no header of Python or PyTorch.
+#include "forward.h"
+#include "rows.h"
+
+namespace {
+
+// From [outputs, inputs] to tiles; gate_up: each tile takes 16 rows of the first half and the same of the second.
+template <class W>
+void pack(const typename W::Activation::Element* from, int outputs, int inputs, bool gate_up, char* to, float* scale) {
+    const int words = inputs / W::Activation::PER_WORD, half = outputs / 2;
+    const int tiles = gate_up ? (half + LANES - 1) / LANES : (outputs + TILE - 1) / TILE;
+#pragma omp parallel for
+    for (int tile = 0; tile < tiles; ++tile)
+        for (int i = 0; i < TILE; ++i) {
+            const int place = gate_up ? tile * LANES + i % LANES : tile * TILE + i;
+            const bool there = place < (gate_up ? half : outputs);
+            const auto* row = there ? from + size_t(gate_up && i >= LANES ? half + place : place) * inputs : nullptr;
+            const float factor = W::pack(row, words, to + tile * W::tile_size(words), i);
+            if (scale && (there || gate_up)) scale[gate_up ? tile * TILE + i : place] = factor;
+        }
+}
+
+// Does what `action` asks of the format's types.
+template <class F>
+bool with_format(int format, F&& action) {
+    switch (format) {
+        case 0: action(WeightsFp32()); return true;
+#ifdef __AVX512BF16__
+        case 1: action(WeightsBf16()); return true;
+        case 2: action(WeightsInt8()); return true;
+        case 3: action(WeightsInt4()); return true;
+#endif
+        default: return false;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether this processor and this build compute the format.
+int ouroboros_supports(int format) {
+    return with_format(format, [](auto) {});
+}
+
+// Bytes of a packed matrix.
+int64_t ouroboros_packed_size(int format, int outputs, int inputs, int gate_up) {
+    int64_t size = 0;
+    with_format(format, [&](auto w) {
+        using W = decltype(w);
+        const int64_t tiles = gate_up ? (outputs / 2 + LANES - 1) / LANES : (outputs + TILE - 1) / TILE;
+        size = tiles * W::tile_size(inputs / W::Activation::PER_WORD);
+    });
+    return size;
+}
+
+// `from`: of the rows' type. `to`: aligned to 64 bytes. `scale`: [packed outputs] for int8, else null.
+void ouroboros_pack(int format, const void* from, int outputs, int inputs, int gate_up, void* to, float* scale) {
+    with_format(format, [&](auto w) {
+        using W = decltype(w);
+        pack<W>((const typename W::Activation::Element*)from, outputs, inputs, gate_up, (char*)to, scale);
+    });
+}
+
+// cos, sin: [positions, head_size / 2]. logits: [wanted, vocabulary] of the rows' type. 0, or 1 without memory.
+int ouroboros_forward(const Model* model, const Sequence* sequences, int count, const int* tokens, const float* cos, const float* sin,
+                      const int* wanted, int wanted_count, void* logits, int threads) {
+    try {
+        with_format(model->format, [&](auto w) {
+            using W = decltype(w);
+            Forward<W>(*model, sequences, count)
+                .run(tokens, cos, sin, wanted, wanted_count, (typename W::Activation::Element*)logits, threads);
+        });
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+// Gumbel noise of tokens 0 ... count-1 at a position.
+void ouroboros_noise(uint64_t seed, uint64_t position, int count, float* out) { gumbel_row(seed, position, count, out); }
+
+// Rows of logits, `stride` elements apart, of fp32 (format 0) or bf16 (1). noise: a pointer for each row, or null.
+// ids, scores: [rows, count], best first. sums: [rows], of exp(score - the best one's), or null. pairs: [asked, 2] of row
+// and token; asked_scores: [asked]. Returns whether it can.
+int ouroboros_choose(int format, const void* logits, int64_t stride, int rows, int size, float temperature, const float* const* noise,
+                     int count, int* ids, float* scores, float* sums, int asked, const int* pairs, float* asked_scores) {
+    const auto rows_of = [&](auto a) {
+        using A = decltype(a);
+        const auto scored = [&](int row) {
+            return Scores<A>{(const typename A::Element*)logits + row * stride, noise ? noise[row] : nullptr, temperature};
+        };
+        for (int row = 0; row < rows; ++row)
+            choose(scored(row), size, count, ids + row * count, scores + row * count, sums ? sums + row : nullptr);
+        for (int i = 0; i < asked; ++i) asked_scores[i] = _mm512_cvtss_f32(scored(pairs[2 * i])(pairs[2 * i + 1], 1));
+    };
+    if (format == 0) return rows_of(Fp32()), 1;
+#ifdef __AVX512BF16__
+    if (format == 1) return rows_of(Bf16()), 1;
+#endif
+    return 0;
+}
+
+// Moves rows path[0] < path[1] < ... behind `base` to base, base + 1, ... in each of `count` blocks of memory.
+void ouroboros_keep(char* blocks, int64_t count, int64_t block_size, int64_t row_size, int64_t base, const int* path, int rows) {
+    for (int64_t block = 0; block < count; ++block) {
+        char* const to = blocks + block * block_size + base * row_size;
+        for (int row = 0; row < rows; ++row)
+            if (path[row] != row) std::memcpy(to + row * row_size, to + path[row] * row_size, row_size);
+    }
+}
+}

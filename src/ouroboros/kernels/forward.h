@@ -1,0 +1,252 @@
+// A forward's phases. Between the layers rows are fp32; what enters a matrix product, and the cache, is of the model's type.
+//
+// Threads go through the phases of a layer together (team.h). Every number of a row is summed in an order of its own
+// that knows nothing of the other rows, so that a forward over many rows gives each of them the bits of a forward alone.
+#pragma once
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "int4.h"
+#include "matmul.h"
+#include "plan.h"
+#include "team.h"
+
+// One thread's grow-only memory for the forwards that it calls for.
+static char* workspace(size_t bytes) {
+    struct Free {
+        void operator()(char* p) const { std::free(p); }
+    };
+    thread_local std::unique_ptr<char, Free> held;
+    thread_local size_t size = 0;
+    if (size < bytes) {
+        held.reset();
+        size = 0;
+        held.reset((char*)std::aligned_alloc(64, bytes));
+        if (!held) throw std::bad_alloc();
+        size = bytes;
+    }
+    return held.get();
+}
+
+constexpr size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+// Rows of activations lie an odd number of cache lines apart, so that they do not fall on each other in the cache.
+constexpr size_t row_stride(size_t bytes) { return round64(bytes) | 64; }
+
+// Root mean square norm (Zhang & Sennrich 2019), 16 lanes over the row.
+template <class A, class Out>
+void rms_norm(const float* x, const float* weight, int size, float eps, typename Out::Element* out) {
+    Vec squares = zero();
+    for (int i = 0; i < size; i += LANES) {
+        const Vec v = Fp32::load(x + i, first(size - i));
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    const Vec factor = all(1.f / std::sqrt(sum16(squares) / size + eps));
+    for (int i = 0; i < size; i += LANES) {
+        const __mmask16 some = first(size - i);
+        Out::store(out + i, some, Fp32::load(x + i, some) * factor * Fp32::load(weight + i, some));
+    }
+}
+
+constexpr int FEW = 4;  // rows
+
+template <class W>
+struct Forward : Plan {
+    using A = typename W::Activation;
+    using Element = typename A::Element;
+    using Plan::Plan;
+
+    float *x, *qkv;
+    char *normed, *queries, *attended, *inner;  // activations
+    size_t hidden_stride, heads_stride, inner_stride;
+    char* scratch;
+    size_t scratch_size;
+
+    Element* cache(const Sequence& s, int layer, int values, int head) const {
+        return (Element*)s.cache + ((size_t(layer) * 2 + values) * m.kv_heads + head) * s.capacity * m.head_size;
+    }
+
+    void place(int wanted, int threads) {
+        const size_t n = std::max<size_t>(rows.size(), wanted), e = sizeof(Element);
+        const size_t heads = size_t(m.heads) * m.head_size, all = heads + 2 * size_t(m.kv_heads) * m.head_size;
+        hidden_stride = row_stride(m.hidden * e);
+        heads_stride = row_stride(heads * e);
+        inner_stride = row_stride(m.inner * e);
+        const size_t packed = round64(size_t(m.head_size) * 4 * KEYS);
+        const size_t scores = round64(MAX_QUERIES * AttentionScratch::span_stride(span) * 4 + 64);
+        scratch_size = packed + scores + MAX_QUERIES * AttentionScratch::out_stride(m.head_size) * 4;
+        const size_t norms = n * hidden_stride * (n <= FEW ? threads : 1);
+        const size_t sizes[] = {round64(n * m.hidden * 4), round64(n * all * 4), norms, n * heads_stride,
+                                n * heads_stride, n * inner_stride, scratch_size * threads};
+        size_t total = 64;
+        for (size_t size : sizes) total += size;
+        char* at = workspace(round64(total));
+        char* parts[7];
+        for (int i = 0; i < 7; at += sizes[i++]) parts[i] = at;
+        x = (float*)parts[0], qkv = (float*)parts[1];
+        normed = parts[2], queries = parts[3], attended = parts[4], inner = parts[5], scratch = parts[6];
+    }
+
+    // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
+    template <class Format, class F>
+    void multiply_all(Team& team, int phase, int thread, const Matrix& w, const char* in, size_t stride, int count, F&& done) {
+        const int words = w.inputs / A::PER_WORD;
+        const size_t size = Format::tile_size(words);
+        team.share(phase, thread, (w.outputs + TILE - 1) / TILE, [&](int tile) {
+            const int o = tile * TILE, left = std::min(TILE, w.outputs - o);
+            Matmul<Format>::tile(w.weights + tile * size, in, stride, count, words, [&](int r, float* sums) {
+                for (int i = 0; i < TILE; i += LANES) {
+                    const __mmask16 some = first(left - i);
+                    Vec v = _mm512_load_ps(sums + i);
+                    if (w.scale) v = v * Fp32::load(w.scale + o + i, some);
+                    if (w.bias) v = v + Fp32::load(w.bias + o + i, some);
+                    _mm512_store_ps(sums + i, v);
+                }
+                done(r, o, left, sums);
+            });
+        });
+    }
+
+    void embed(int token, float* to) const {
+        const int o = std::min(std::max(token, 0), m.vocabulary - 1);
+        if (m.embedding) {
+            const Element* row = (const Element*)m.embedding + size_t(o) * m.hidden;
+            for (int i = 0; i < m.hidden; i += LANES) {
+                const __mmask16 some = first(m.hidden - i);
+                Fp32::store(to + i, some, A::load(row + i, some) * all(m.embedding_multiplier));
+            }
+            return;
+        }
+        const size_t words = m.head.inputs / A::PER_WORD, lane = o % LANES;
+        using Head = typename W::Head;
+        const char* at = m.head.weights + o / TILE * Head::tile_size(int(words)) + o % TILE / LANES * Head::BYTES;
+        const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
+        for (size_t w = 0; w < words; ++w, at += 2 * Head::BYTES)
+            for (int i = 0; i < A::PER_WORD; ++i) to[w * A::PER_WORD + i] = Head::one(at, int(lane), i) * factor;
+    }
+
+    // Norms, turns and stores one head of a row: of its queries, its keys or its values.
+    void turn(int r, int l, int h, const float* cos, const float* sin) {
+        const Layer& layer = m.layer[l];
+        const Row& row = rows[r];
+        const int head = m.head_size, half = head / 2;
+        float* v = qkv + (size_t(r) * (m.heads + 2 * m.kv_heads) + h) * head;
+        const bool query = h < m.heads, key = !query && h < m.heads + m.kv_heads;
+        const float* norm = query ? layer.q_norm : key ? layer.k_norm : nullptr;
+        if (norm) rms_norm<A, Fp32>(v, norm, head, m.eps, v);
+        if ((query || key) && layer.rotary)
+            for (int i = 0; i < half; i += LANES) {
+                const __mmask16 some = first(half - i);
+                const Vec a = Fp32::load(v + i, some), b = Fp32::load(v + half + i, some);
+                const Vec c = Fp32::load(cos + size_t(row.position) * half + i, some);
+                const Vec s = Fp32::load(sin + size_t(row.position) * half + i, some);
+                Fp32::store(v + i, some, a * c - b * s);
+                Fp32::store(v + half + i, some, b * c + a * s);
+            }
+        Element* to = query ? (Element*)(queries + r * heads_stride) + size_t(h) * head
+                            : cache(sequences[row.sequence], l, !key, (h - m.heads) % m.kv_heads) + size_t(row.cache_row) * head;
+        for (int i = 0; i < head; i += LANES) A::store(to + i, first(head - i), Fp32::load(v + i, first(head - i)));
+    }
+
+    void attend_item(const Item& item, int l, int thread) {
+        const int head = m.head_size;
+        char* at = scratch + thread * scratch_size;
+        AttentionScratch mine;
+        mine.packed = (uint32_t*)at;
+        mine.out = (float*)(at + round64(size_t(head) * 4 * KEYS));
+        mine.scores = mine.out + MAX_QUERIES * AttentionScratch::out_stride(head);
+        Seen seen[MAX_QUERIES];
+        const Seen* seen_of[MAX_QUERIES];
+        const uint32_t* words[MAX_QUERIES];
+        size_t offset[MAX_QUERIES];
+        for (int i = 0; i < item.count; ++i) {
+            const int r = first_row[item.sequence] + (item.begin + i) / group;
+            const int h = item.head * group + (item.begin + i) % group;
+            seen[i] = rows[r].within(m.layer[l].window);
+            seen_of[i] = &seen[i];
+            offset[i] = r * heads_stride + size_t(h) * head * sizeof(Element);
+            words[i] = (const uint32_t*)(queries + offset[i]);
+        }
+        const Sequence& s = sequences[item.sequence];
+        attend<A>({cache(s, l, 0, item.head), head}, {cache(s, l, 1, item.head), head}, words, seen_of, item.count,
+                  m.attention_scale, mine);
+        for (int i = 0; i < item.count; ++i) {
+            const float* from = mine.out + i * AttentionScratch::out_stride(head);
+            Element* to = (Element*)(attended + offset[i]);
+            for (int d = 0; d < head; d += LANES) A::store(to + d, first(head - d), _mm512_loadu_ps(from + d));
+        }
+    }
+
+    void run(const int* tokens, const float* cos, const float* sin, const int* wanted, int wanted_count, Element* logits, int threads) {
+        place(wanted_count, threads);
+        const int n = int(rows.size()), width = (m.heads + 2 * m.kv_heads) * m.head_size;
+        const auto norm = [&](int r, const float* weight, char* to) {
+            rms_norm<A, A>(x + size_t(r) * m.hidden, weight, m.hidden, m.eps, (Element*)to);
+        };
+        // Of a single row each thread turns the heads that it attends with; else they would wait for each other once more.
+        const int most = std::max(n, wanted_count);
+        const bool few = most <= FEW, single = n == 1 && int(items.size()) == m.kv_heads;
+        const auto add = [&](int r, int o, int left, const float* sums) {
+            float* to = x + size_t(r) * m.hidden + o;
+            for (int i = 0; i < left; i += LANES) {
+                const __mmask16 some = first(left - i);
+                Fp32::store(to + i, some, Fp32::load(to + i, some) + _mm512_load_ps(sums + i) * all(m.residual_multiplier));
+            }
+        };
+        Team team(threads, 8 * m.layers + 3);
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp single
+            team.resize(omp_get_num_threads());
+            const int me = omp_get_thread_num();
+            int phase = 0;
+            // Norms of a few rows each thread makes for itself, which is faster than to wait for one that makes them for all.
+            // One that comes late may read what has changed since: then it has no item left that needs its norms.
+            const auto norms = [&](int count, const int* which, const float* weight) {
+                char* to = normed + (few ? size_t(me) * most * hidden_stride : 0);
+                const auto one = [&](int i) { norm(which ? which[i] : i, weight, to + i * hidden_stride); };
+                if (few)
+                    for (int i = 0; i < count; ++i) one(i);
+                else
+                    team.share(phase++, me, count, one);
+                return to;
+            };
+            team.share(phase++, me, n, [&](int r) { embed(tokens[r], x + size_t(r) * m.hidden); });
+            for (int l = 0; l < m.layers; ++l) {
+                const Layer& layer = m.layer[l];
+                const char* in = norms(n, nullptr, layer.input_norm);
+                multiply_all<W>(team, phase++, me, layer.qkv, in, hidden_stride, n, [&](int r, int o, int left, const float* sums) {
+                    for (int i = 0; i < left; i += LANES)
+                        Fp32::store(qkv + size_t(r) * width + o + i, first(left - i), _mm512_load_ps(sums + i));
+                });
+                if (!single)
+                    team.share(phase++, me, n, [&](int r) {
+                        for (int h = 0; h < m.heads + 2 * m.kv_heads; ++h) turn(r, l, h, cos, sin);
+                    });
+                team.share(phase++, me, int(items.size()), [&](int i) {
+                    if (single) {
+                        for (int h = 0; h < group; ++h) turn(0, l, i * group + h, cos, sin);
+                        for (int h : {m.heads + i, m.heads + m.kv_heads + i}) turn(0, l, h, cos, sin);
+                    }
+                    attend_item(items[i], l, me);
+                });
+                multiply_all<W>(team, phase++, me, layer.out, attended, heads_stride, n, add);
+                in = norms(n, nullptr, layer.post_norm);
+                // A tile's outputs are 16 of the gate and the same 16 of up.
+                multiply_all<W>(team, phase++, me, layer.gate_up, in, hidden_stride, n, [&](int r, int o, int, const float* sums) {
+                    const Vec gate = _mm512_load_ps(sums), up = _mm512_load_ps(sums + LANES);
+                    const Vec silu = gate / (all(1.f) + exp16(zero() - gate));
+                    A::store((Element*)(inner + r * inner_stride) + o / 2, first(m.inner - o / 2), silu * up);
+                });
+                multiply_all<W>(team, phase++, me, layer.down, inner, inner_stride, n, add);
+            }
+            if (wanted_count) {
+                const char* in = norms(wanted_count, wanted, m.norm);
+                multiply_all<typename W::Head>(team, phase++, me, m.head, in, hidden_stride, wanted_count, [&](int r, int o, int left, const float* sums) {
+                    for (int i = 0; i < left; i += LANES)
+                        A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), _mm512_load_ps(sums + i) / all(m.logits_divisor));
+                });
+            }
+        }
+    }
+};

@@ -1,0 +1,37 @@
+// What Python hands over: plain structs and pointers, mirrored in decoder.py.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+struct Matrix {
+    const char* weights;  // packed
+    const float* bias;    // or null
+    const float* scale;   // of each output; null but for int8
+    int outputs, inputs;
+};
+
+struct Layer {
+    Matrix qkv, out, gate_up, down;
+    const float *input_norm, *post_norm, *q_norm, *k_norm;  // the last two or null
+    int window;  // 0: none
+    int rotary;
+};
+
+struct Model {
+    int format;  // of the weights; 0: fp32, 1: bf16, 2: int8, 3: int4, these two with bf16 rows
+    int vocabulary, hidden, inner, layers, heads, kv_heads, head_size;
+    float eps, attention_scale, embedding_multiplier, residual_multiplier, logits_divisor;
+    const void* embedding;  // [vocabulary, hidden] as it is, or null: that of the head
+    const float* norm;
+    Matrix head;
+    const Layer* layer;
+};
+
+struct Sequence {
+    char* cache;  // [layers, 2, kv_heads, capacity, head_size]
+    int64_t capacity;
+    int length, catch_up;  // committed rows that are there, and that come with this forward
+    int pending, nodes;    // the tree's nodes that are there, and all
+    const int* parents;    // of each node
+};
+}
