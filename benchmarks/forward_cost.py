@@ -6,7 +6,8 @@
 Random weights in bf16, 256 positions in the cache, logits of all rows on every side. Each engine is a process of its
 own that waits for its turn; for each n they take turns, ``--repeats`` times, so that whatever else the machine does
 meets all of them. The target's weights are larger than the caches; before each forward of the draft model 64 MB of
-other memory are read, as a target's forward between two drafts would. llama.cpp runs in the environment of
+other memory are read, as a target's forward between two drafts would. Beside them the same bytes are summed up, by as
+many threads: how fast memory is at that moment. llama.cpp runs in the environment of
 ``--llama-python`` (pip install llama-cpp-python gguf); what is not installed is reported as absent. A run replaces the
 last one with as many threads. Raw results: benchmarks/results/forward_cost.json; table: benchmarks/forward_cost.md.
 """
@@ -55,7 +56,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 TINY = {**COMMON, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROUNDED = ("int8", "int4")  # the kernels with such weights
-ENGINES = ("kernels", *ROUNDED, "packed", "plain", "transformers eager", "transformers", "llama.cpp")
+LIMIT = "reading the weights"  # no engine: bytes of the bf16 weights and the cache that a forward reads, summed up
+ENGINES = ("kernels", *ROUNDED, "packed", "plain", "transformers eager", "transformers", "llama.cpp", LIMIT)
 Forward = Callable[[list[int]], Any]  # rows behind the cached positions; returns their logits
 
 
@@ -103,6 +105,26 @@ def through_transformers(path: Path, attention: str) -> Forward:
             logits = model(torch.tensor([new]), past_key_values=cache, use_cache=True).logits[0]
         cache.crop(-len(new))
         return logits
+
+    return forward
+
+
+def read_bytes(config: dict[str, Any]) -> int:
+    """Of bf16 weights and the cached positions, once: what one row reads. Of the embedding a row alone is read."""
+    from ouroboros.models.families import parse_config
+
+    parsed = parse_config(config)
+    cached = 2 * CACHED * parsed.num_hidden_layers * parsed.num_key_value_heads * parsed.head_dim
+    return 2 * (parsed.parameters() - parsed.vocab_size * parsed.hidden_size + cached)
+
+
+def reading(path: Path) -> Forward:
+    import torch
+
+    memory = torch.ones(read_bytes(json.loads((path / "config.json").read_text())) // 4)
+
+    def forward(new: list[int]) -> Any:
+        return memory.sum()[None, None]
 
     return forward
 
@@ -166,6 +188,8 @@ def serve(engine: str, path: Path, threads: int, sweep: int) -> None:
         torch.set_num_threads(threads)
 
         def load(path: Path) -> Forward:
+            if engine == LIMIT:
+                return reading(path)
             if engine.startswith("transformers"):
                 return through_transformers(path, "eager" if "eager" in engine else "sdpa")
             return native(path, engine)
@@ -321,7 +345,7 @@ def report(raw: dict[str, Any]) -> str:
         for engine, rows in table.items():
             cells = (f"{1e3 * statistics.median(rows[n]):.1f} ({1e3 * min(rows[n]):.1f})" for n in ROWS)
             lines.append(f"| {engine} | " + " | ".join(cells) + " |")
-        for peer in ("llama.cpp", "transformers eager", "transformers"):
+        for peer in ("llama.cpp", "transformers eager", "transformers", LIMIT):
             if peer in table and "kernels" in table:
                 pairs = ([a / b for a, b in zip(table["kernels"][n], table[peer][n], strict=True)] for n in ROWS)
                 lines.append(f"| kernels ÷ {peer} | " + " | ".join(f"{statistics.median(p):.2f}" for p in pairs) + " |")
@@ -331,11 +355,17 @@ def report(raw: dict[str, Any]) -> str:
                 ratios = (f"{a / b:.2f}" for a, b in zip(mine, theirs, strict=True))
                 lines.append("| the same, processor time | " + " | ".join(ratios) + " |")
         lines.append("")
+        if LIMIT in table:
+            seconds = statistics.median(t for times in table[LIMIT].values() for t in times)
+            size = read_bytes(found["config"])
+            lines.append(
+                f"- {LIMIT}: {size / 1e6:.0f} MB at {size / seconds / 1e9:.0f} GB/s, what a row needs at least"
+            )
         for engine, memory in found["memory"].items():
-            if memory:
+            if memory and engine != LIMIT:
                 ratio = memory / (stored_bytes(found["config"], engine) + found["kv_bytes"])
                 lines.append(f"- peak memory of {engine}: {memory / 1e6:.0f} MB, {ratio:.2f} × weights and cache")
-        agree = ", ".join(f"{engine} {share:.0%}" for engine, share in found["agree"].items())
+        agree = ", ".join(f"{engine} {share:.0%}" for engine, share in found["agree"].items() if engine != LIMIT)
         lines += [f"- same most likely token as the first engine: {agree}"]
         if found["absent"]:
             lines.append(f"- absent: {', '.join(found['absent'])}")
