@@ -220,6 +220,8 @@ class Screen:
             table.add_row(f"{name}  ← chosen" if chosen else name, *cells, style="bold" if chosen else "")
         self._out.print(table)
         text = f"{found.speed_up:.2f} × plain decoding on {found.prompts} prompts × {found.new_tokens} tokens"
+        if found.speed_up < 1:
+            text += ": without drafts (--method autoregressive) these are written faster"
         self._out.print(Text(text), soft_wrap=True)
 
     @contextlib.contextmanager

@@ -1,12 +1,17 @@
-"""Where things are kept on this machine."""
+"""Where things are kept on this machine, and how small files are written there."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-__all__ = ["cache_directory"]
+from ouroboros.errors import InputError
+
+__all__ = ["cache_directory", "write_json"]
 
 
 def cache_directory() -> Path:
@@ -16,3 +21,18 @@ def cache_directory() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "ouroboros"
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    """Writes a file, whole or not at all, and makes its directory.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
+            json.dump(values, file, indent=1)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None

@@ -112,12 +112,12 @@ def load(
         place_of_draft = device, place, None, token, backend, engine
         draft_model, draft_words = _load_draft(draft, dtype, draft_dtype, target_model.info, *place_of_draft)
         draft_model = _paired(target_model, words, draft_model, draft_words, _name(draft))
+    if options is None and draft_model is not None and method == "ouroboros":
+        tuned = load_tuned(tuned_path(target_model.info, draft_model.info))
+        chosen = tuned.chosen() if tuned else chosen
     decoder = Decoder(target_model, draft_model, words, method, chosen, pool if isinstance(pool, PhrasePool) else None)
-    if draft_model is not None and isinstance(chosen, OuroborosOptions):
-        tuned = load_tuned(tuned_path(target_model.info, draft_model.info)) if options is None else None
-        decoder.options = chosen = tuned.chosen() if tuned else chosen
-        if chosen.control:
-            decoder.control = Control(known_costs(target_model, draft_model))
+    if draft_model is not None and isinstance(chosen, OuroborosOptions) and chosen.control:
+        decoder.control = Control(known_costs(target_model, draft_model))
     if pool is None:
         decoder.pool = PhrasePool()
     elif isinstance(pool, str | os.PathLike):

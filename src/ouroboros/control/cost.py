@@ -14,7 +14,6 @@ import math
 import platform
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ouroboros.directories import cache_directory
+from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest
 from ouroboros.models.context import Context
@@ -192,13 +191,7 @@ def save_profile(profile: CostProfile, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **dataclasses.asdict(profile)}, file, indent=1)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write the profile {str(path)!r}: {error.strerror}") from None
+    write_json({"format": FORMAT, **dataclasses.asdict(profile)}, path)
 
 
 def load_profile(path: Path) -> CostProfile | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from ouroboros.config import OuroborosOptions, options_for
 from ouroboros.control.cost import describe, machine
-from ouroboros.directories import cache_directory
+from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
 from ouroboros.models.base import ModelInfo
 
@@ -59,13 +58,7 @@ def save_tuned(tuned: Tuned, path: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **dataclasses.asdict(tuned)}, file, indent=1)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    write_json({"format": FORMAT, **dataclasses.asdict(tuned)}, path)
 
 
 def load_tuned(path: Path) -> Tuned | None:
