@@ -72,7 +72,7 @@ def _told(figures: Figures) -> str:
     for temperature in figures.temperatures:
         loops = [task for task in figures.tasks if figures.loops(task, temperature)]
         if len(loops) == len(figures.tasks):
-            parts.append(f"All outputs loop, {how(temperature)}.")
+            parts.append(f"All outputs loop, {how(temperature)}: that flatters what copies.")
         elif loops:
             parts.append(f"Left out of {how(temperature)} means, as their outputs loop: {', '.join(loops)}.")
     return " ".join(parts)

@@ -114,11 +114,14 @@ def _title(temperature: float) -> str:
 
 
 def _shown(figures: Figures, temperature: float) -> list[str]:
-    return [
-        label
+    """Without methods that ran on less than half of the prompts: beside the others they would mislead."""
+    every = len(figures.runs(PLAIN, None, temperature))
+    counts = {
+        label: len(figures.runs(label, None, temperature))
         for label in labels_of(figures, ablated=False)
-        if label != PLAIN and figures.runs(label, None, temperature)
-    ]
+        if label != PLAIN
+    }
+    return [label for label, n in counts.items() if n and (2 * n > every or label not in figures.contestants)]
 
 
 def _draw_speed(figures: Figures, temperature: float) -> Any:
