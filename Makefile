@@ -33,9 +33,9 @@ bench-full: $(READY)  ## 8 prompts a task, longer outputs, all states, ablation:
 # Twice with the T(n) and the options of earlier results: the same counts, and speed-ups within 10 % of each other.
 FROZEN := $(RESULTS)/bench.jsonl
 AGAIN = $(BIN)/ouroboros bench --grow 0.35b/62m --dtype bfloat16 --frozen $(FROZEN) --state cold --prompts 4 \
-	--task humaneval --task math_reasoning --task multi_turn --report $(RESULTS)/$@.md
+	--method autoregressive --method speculative --method ouroboros --report $(RESULTS)/$@.md
 
-bench-again: $(READY)  ## after bench: whether two runs with a frozen T(n) are the same, in 7 minutes
+bench-again: $(READY)  ## after bench: whether two runs with a frozen T(n) are the same, in 10 minutes
 	@rm -f $(RESULTS)/$@-1.jsonl $(RESULTS)/$@-2.jsonl
 	$(AGAIN) --out $(RESULTS)/$@-1.jsonl
 	$(AGAIN) --out $(RESULTS)/$@-2.jsonl
