@@ -305,7 +305,8 @@ def test_the_text_is_the_oracle_s(embedded: Pair, expected: Any, costs: Costs, w
 
 
 @pytest.mark.parametrize(
-    "chosen", [{"lengthening": False}, {"phrase_drafting": False}, {"harvest": False}, {"window": 0}]
+    "chosen",
+    [{"lengthening": False}, {"phrase_drafting": False}, {"harvest": False}, {"window": 0}, {"recycling": False}],
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_switches(embedded: Pair, chosen: dict[str, Any], temperature: float) -> None:

@@ -184,8 +184,11 @@ def test_a_file_keeps_what_other_methods_remember(tmp_path: Path) -> None:
         pool.outputs.close()
     pool.outputs.extend([1, 2, 6])  # not closed: the output that came last
     pool.successors.update({7: (8, 9), 3: (), 0: (1, 2, 3)})
+    pool.predictions.learn(None, 1, [2, 3], [-0.5, -1.5])
+    pool.predictions.learn(1, 2, [3], [-0.25])
     save_pool(pool, path, "words")
     again = load_pool(path, "words")
+    assert list(again.predictions.items()) == list(pool.predictions.items())
     assert again.outputs.tokens == [1, 2, 3, -1, 4, 5, -1, 1, 2, 6, -1]
     assert again.successors == pool.successors
     save_pool(again, path, "words")
@@ -193,7 +196,8 @@ def test_a_file_keeps_what_other_methods_remember(tmp_path: Path) -> None:
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in ("keys", "tokens", "counts")}
         save_file(arrays, path, file.metadata())
-    assert len(load_pool(path, "words").outputs) == 0  # as files were before
+    before = load_pool(path, "words")  # as files were once
+    assert len(before.outputs) == len(before.predictions) == 0
 
 
 def _one_line(error: pytest.ExceptionInfo[PoolFileError], path: Path) -> str:

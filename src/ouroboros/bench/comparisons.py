@@ -104,8 +104,8 @@ def ablation(figures: Figures) -> str:
             rows.append([*row, *map(number, counts), number(found.acceptance_rate, ".0%")])
     counted = same.speed(full, every, same.temperatures[0])
     text = (
-        f"{full}, with all four mechanisms, and without each, in the same run; the controller chooses sizes for each. "
-        "*Left*: speed over that of all four, below 1 where the mechanism pays; reuse is what other prompts have left, "
+        f"{full}, with all mechanisms, and without each, in the same run; the controller chooses sizes for each. "
+        "*Left*: speed over that of all, below 1 where the mechanism pays; reuse is what other prompts have left, "
         f"phrases alone (not what the controller has learned). {0 if counted is None else counted.items} prompts."
     )
     head = ["", "", "speed-up (95 %)", "left, all tasks (95 %)", *(f"left, {task}" for task in every)]

@@ -23,7 +23,7 @@ PLAIN = "autoregressive"
 STATES = ("cold", "warm", "shuffled")
 REMEMBERS = ("lookahead", "suffix_decoding", "token_recycling", "ouroboros")
 NINE = ("humaneval", "mbpp", "gsm8k", "multi_turn", "translation", "summarization", "qa", "math_reasoning", "rag")
-MECHANISMS = ("phrase_drafting", "lengthening", "harvest", "reuse")
+MECHANISMS = ("phrase_drafting", "lengthening", "harvest", "reuse", "recycling")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def _number(name: str, text: str | None = None) -> Callable[[Any], Any]:
               help="A further contestant. Repeatable.")  # fmt: skip
 @click.option("--state", "states", type=click.Choice(STATES), multiple=True,
               help="What methods remember of other prompts. Repeatable.  [default: cold, warm]")  # fmt: skip
-@click.option("--ablation", is_flag=True, help="Also ouroboros without each of its four mechanisms.")
+@click.option("--ablation", is_flag=True, help="Also ouroboros without each of its mechanisms.")
 @click.option("--peer", "peers", type=click.Choice(["all", *PEERS]), multiple=True, help="Another program. Repeatable.")
 @_number("--peer-prompts", "Of each task, for peers: the first ones.")
 @_number("--shuffled-prompts", "Of each task, for shuffled memories: the first ones.  [default: all]")

@@ -11,6 +11,7 @@ times it decides the same. It knows nothing of trees.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from ouroboros.control.cost import CostProfile
 from ouroboros.control.estimates import Calibration, Share
+from ouroboros.control.memory import MemorySpeed, memory_speed, shifted
 from ouroboros.stats import Decision
 
 __all__ = ["Control", "Controller", "Costs", "Experience"]
@@ -32,6 +34,7 @@ DRAFTED = 6.0  # expected draft tokens that trust in expectations counts for, be
 MEMORY = 60.0  # expected draft tokens, after which older ones fade
 TRUSTED = (0.5, 1.2)  # the least and most of what was expected that is believed
 CHAIN = 8  # drafts at most, where the gain of drafting is estimated
+STEP, FASTEST = 1.1, 4.0  # memory's speed over that of the profile: in steps, and at most
 SHORT = 8  # tokens to catch up with that are part of a forward's price; more of them are an investment
 
 
@@ -70,6 +73,7 @@ class Control:
 
     Attributes:
         costs: of both models. experience: what was learned, by temperature. clock: what they watch, in seconds.
+            By the real clock T(n) follows the memory's speed, if that was measured along with it (memory.py).
     """
 
     costs: Costs
@@ -80,7 +84,8 @@ class Control:
         self, temperature: float, context: int, room: int, report: Callable[[Decision], object]
     ) -> Controller:
         """For one request; see Controller."""
-        return Controller(self.costs, self.experience[temperature], context, room, self.clock, report)
+        memory = memory_speed() if self.clock is time.perf_counter and self.costs.target.memory else None
+        return Controller(self.costs, self.experience[temperature], context, room, self.clock, report, memory)
 
 
 class Controller:
@@ -88,7 +93,7 @@ class Controller:
 
     Args:
         costs: of both models. experience: of earlier requests; this one adds to it. context: tokens of the prompt.
-        room: new tokens at most. clock: in seconds. report: is told each decision.
+        room: new tokens at most. clock: in seconds. report: is told each decision. memory: how fast it is now.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Controller:
         room: int,
         clock: Callable[[], float] = time.perf_counter,
         report: Callable[[Decision], object] = lambda decision: None,
+        memory: MemorySpeed | None = None,
     ) -> None:
         self._costs = costs
         self._experience = experience
@@ -107,7 +113,8 @@ class Controller:
         self.calibration = Calibration(experience.calibration)
         self._first = Share(experience.first.value, weight=1.5, memory=48)
         self._stretch = experience.stretch
-        self._context = 0
+        self._memory = memory
+        self._context, self._ratios = 0, (1.0, 1.0)
         self._target: list[float] = []
         self._draft: list[float] = []
         self._follow(context)
@@ -127,11 +134,13 @@ class Controller:
         return self._pays(1, self._first.value, 0.0) and self._is_investment(missing, self._room)
 
     def _follow(self, context: int) -> None:
-        if context > 1.25 * self._context:
-            self._context = context
-            near = round(context, 1 - len(str(context)))  # its first digit, so that few tables are made
-            self._target = _table(self._costs.target, near)
-            self._draft = _table(self._costs.draft, near)
+        both = self._costs.target, self._costs.draft
+        now = None if self._memory is None else self._memory.now()
+        ratios = (1.0, 1.0) if now is None else (_ratio(now, both[0].memory), _ratio(now, both[1].memory))
+        if context > 1.25 * self._context or ratios != self._ratios:
+            self._context, self._ratios = max(context, self._context), ratios
+            near = round(self._context, 1 - len(str(self._context)))  # its first digit, so that few tables are made
+            self._target, self._draft = (_table(costs, near, ratio) for costs, ratio in zip(both, ratios, strict=True))
 
     def now(self) -> float:
         """What the controller's clock says."""
@@ -291,13 +300,21 @@ class Controller:
         self._report(Decision(rate, drafts, rows, self._expected, tokens, self._gain, self._price, self._probe))
 
 
-@functools.lru_cache(maxsize=64)
-def _table(profile: CostProfile, context: int) -> list[float]:
-    """Seconds by number of rows, never falling: where noise made more rows cheaper they are not."""
+def _ratio(now: float, measured: float | None) -> float:
+    """Of two times for reading memory; in steps of a tenth, so that few tables are made."""
+    if not measured:
+        return 1.0
+    return STEP ** round(math.log(min(max(now / measured, 1 / FASTEST), FASTEST), STEP))
+
+
+@functools.lru_cache(maxsize=256)
+def _table(profile: CostProfile, context: int, ratio: float) -> list[float]:
+    """Seconds by number of rows, never falling: where noise made more rows cheaper they are not. ``ratio``: what memory
+    takes now over what it took when they were measured."""
     found = [0.0]
     for rows in range(1, ROWS + 1):
         found.append(max(found[-1], profile.cost(rows, context)))
-    return found
+    return shifted(found, ratio)
 
 
 def _at(table: Sequence[float], rows: int) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from ouroboros.control.memory import memory_speed
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest
@@ -51,6 +52,7 @@ class CostProfile:
     Attributes:
         model: what was measured, as ``describe`` says it. machine: on what. rows: n, ascending. contexts: cached
             positions, ascending. seconds: per context and n. spread: as ``seconds``, the middle half's width.
+        memory: seconds of a read of memory between these forwards (memory.py); None where it was not measured.
     """
 
     model: str
@@ -59,6 +61,7 @@ class CostProfile:
     contexts: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
     spread: tuple[tuple[float, ...], ...]
+    memory: float | None = None
 
     def cost(self, rows: int, context: int) -> float:
         """Seconds of a forward over ``rows`` ≥ 1 new rows: between measured sizes on a line, beyond them on the last
@@ -131,6 +134,7 @@ def measure(
         raise InputError(f"{wanted} are more than the {info.max_positions} that the model's context holds")
     order = random.Random(0)
     medians, spreads = [], []
+    reads = []
     for place, context_size in enumerate(contexts):
         progress(f"a cache of {context_size} positions")
         tokens = [order.randrange(info.vocab_size) for _ in range(context_size + 1)]
@@ -144,12 +148,15 @@ def measure(
                 break
         times: dict[int, list[float]] = {n: [] for n in rows}
         for _ in range(repeats):
+            if info.device == "cpu":  # others share their memory with nobody
+                reads.append(memory_speed().read())
             for n in order.sample(rows, len(rows)):
                 times[n].append(_time(context, _tree(tokens[-1], n, info), tokens))
         medians.append(tuple(typical(times[n]) for n in rows))
         spreads.append(tuple(_spread(times[n]) for n in rows))
+    read = typical(reads) if reads else None
     return CostProfile(
-        describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads)
+        describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads), read
     )
 
 
@@ -201,9 +208,13 @@ def load_profile(path: Path) -> CostProfile | None:
         if values.pop("format") != FORMAT:
             return None
         rows, contexts = tuple(values["rows"]), tuple(values["contexts"])
-        tables = [tuple(tuple(map(float, times)) for times in values[name]) for name in ("seconds", "spread")]
-        if any([len(times) for times in table] != [len(rows)] * len(contexts) for table in tables) or not rows:
+        seconds, spread = (tuple(tuple(map(float, times)) for times in values[name]) for name in ("seconds", "spread"))
+        if (
+            any([len(times) for times in table] != [len(rows)] * len(contexts) for table in (seconds, spread))
+            or not rows
+        ):
             return None
-        return CostProfile(values["model"], values["machine"], rows, contexts, *tables)
+        memory = None if values.get("memory") is None else float(values["memory"])
+        return CostProfile(values["model"], values["machine"], rows, contexts, seconds, spread, memory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -55,6 +55,10 @@ class Evidence(IntEnum):
     PHRASE = 4  # the pool alone, the draft model has not looked: a phrase's first token
     PHRASE_SECOND = 5
     PHRASE_LATER = 6
+    RECYCLED = 7  # what the target predicted behind the same two tokens: with this request's noise its first choice
+    RECYCLED_OTHER = 8
+    RECYCLED_FAR = 9  # behind the same one token
+    RECYCLED_FAR_OTHER = 10
 
 
 class Calibration:

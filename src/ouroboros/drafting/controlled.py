@@ -16,6 +16,7 @@ from ouroboros.drafting.offers import Offers
 from ouroboros.drafting.plan import UNSCORED, Plan
 from ouroboros.phrases.lookahead import LookaheadWindow
 from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.predictions import KEPT
 from ouroboros.sampling import Histories, Sampler
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
@@ -23,6 +24,7 @@ from ouroboros.verify import Verdict
 __all__ = ["ControlledDrafter"]
 
 NODES = 160  # of a plan: phrases behind phrases end here
+GUESSES = 6  # from one row of recycled predictions
 
 
 class ControlledDrafter:
@@ -198,6 +200,19 @@ class ControlledDrafter:
                 continue
             found = self._offers.look_up(tree.path_tokens(node), options.branches, options.branch_tokens)
             plan.hang(node, found.phrases, options.branch_tokens, least)
+            if options.recycling:
+                self._recycle(node, least)
+
+    def _recycle(self, node: int, least: float) -> None:
+        """Below a node, what the target predicted elsewhere behind the same two tokens, or the same one."""
+        tree, sequence = self._plan.tree, self._sequence
+        parent = tree.parents[node]
+        before = tree.tokens[parent] if parent >= 0 else sequence[-2] if len(sequence) > 1 else None
+        found = self._pool.predictions.look_up(before, tree.tokens[node])
+        if found is not None:
+            position = len(sequence) + tree.depths[node]
+            tokens, probs = self._sampler.guess(found.ids, found.logs, position, GUESSES)
+            self._plan.recycle(node, tokens, probs, found.near, least)
 
     def observe(self, verdict: Verdict) -> None:
         tokens = verdict.tokens
@@ -206,4 +221,16 @@ class ControlledDrafter:
         if self._windows:
             self._controller.learn_window(verdict.origins.count(Origin.WINDOW), self._windows)
         self._offers.settle(verdict)
+        if self._options.recycling:
+            self._keep(verdict)
         self._controller.settle(len(verdict.tree), len(tokens))
+
+    def _keep(self, verdict: Verdict) -> None:
+        """The target's predictions behind every node, those of accepted ones last: of a token's two rows they count."""
+        tree, predictions, sequence = verdict.tree, self._pool.predictions, self._sequence
+        ids, logs = self._sampler.likeliest(verdict.logits_NV, KEPT)
+        accepted = set(verdict.path)
+        for node in [*(n for n in range(len(tree)) if n not in accepted), *verdict.path]:
+            parent = tree.parents[node]
+            before = tree.tokens[parent] if parent >= 0 else sequence[-2] if len(sequence) > 1 else None
+            predictions.learn(before, tree.tokens[node], ids[node], logs[node])

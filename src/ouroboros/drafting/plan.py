@@ -18,6 +18,8 @@ __all__ = ["Plan"]
 
 UNSCORED = -1
 NEARLY, LIKELY = 0.4, 0.03  # what a further choice of the draft model counts for, if it gave it this chance
+RECYCLED = (Evidence.RECYCLED, Evidence.RECYCLED_OTHER)
+RECYCLED_FAR = (Evidence.RECYCLED_FAR, Evidence.RECYCLED_FAR_OTHER)
 PHRASES = (Evidence.PHRASE, Evidence.PHRASE_SECOND, Evidence.PHRASE_LATER)
 
 
@@ -55,6 +57,21 @@ class Plan:
                 evidence, local = (
                     (Evidence.PHRASE_SECOND, second) if evidence is Evidence.PHRASE else (Evidence.PHRASE_LATER, later)
                 )
+
+    def recycle(self, node: int, tokens: Sequence[int], probs: Sequence[float], near: bool, least: float) -> None:
+        """Adds what the target model predicted elsewhere behind the same tokens, ``near``: the same two, below a node
+        that the draft model has not scored.
+
+        Args:
+            tokens, probs: best first. least: what is accepted with less than this chance is left out.
+        """
+        first, other = RECYCLED if near else RECYCLED_FAR
+        for rank, (token, prob) in enumerate(zip(tokens, probs, strict=True)):
+            evidence = other if rank else first
+            chance = self._calibration.chance(evidence, prob)
+            if self.chances[node] * chance < least:
+                break
+            self._add(node, token, Origin.RECYCLED, evidence, prob, chance)
 
     def choose(
         self, node: int, tokens: Sequence[int], probs: Sequence[float], known: dict[int, float], least: float = 0.0
@@ -94,7 +111,7 @@ class Plan:
             self.chances.append(self.chances[parent] * chance)
             self.scored.append(UNSCORED)
             self.first.append(-1)
-        elif evidence >= Evidence.PHRASE and number > self._evidence[node][1]:  # of two phrases the better one counts
+        elif evidence >= Evidence.PHRASE and chance > self._local[node]:  # of several sources the best one counts
             self._evidence[node] = evidence, number
             self._local[node] = chance
         return node

@@ -82,6 +82,12 @@ int ouroboros_forward(const Model* model, const Sequence* sequences, int count, 
 // Gumbel noise of tokens 0 ... count-1 at a position.
 void ouroboros_noise(uint64_t seed, uint64_t position, int count, float* out) { gumbel_row(seed, position, count, out); }
 
+// Of `size` tokens, at most 64, and their log-probabilities the `count` likeliest draws at a position, and their chances.
+void ouroboros_guess(uint64_t seed, uint64_t position, float temperature, int size, const int* tokens, const float* logs, int count,
+                     int* ids, float* chances) {
+    guess(Noise(seed, position), temperature, size, tokens, logs, count, ids, chances);
+}
+
 // Rows of logits, `stride` elements apart, of fp32 (format 0) or bf16 (1). noise: a pointer for each row, or null.
 // ids, scores: [rows, count], best first. sums: [rows], of exp(score - the best one's), or null. pairs: [asked, 2] of row
 // and token; asked_scores: [asked]. Returns whether it can.

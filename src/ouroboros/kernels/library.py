@@ -122,6 +122,11 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 4, integer, pointer, integer]
     found.ouroboros_noise.argtypes = [ctypes.c_uint64, ctypes.c_uint64, integer, pointer]
     found.ouroboros_noise.restype = None
+    found.ouroboros_guess.argtypes = [
+        *(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_float),
+        *(integer, pointer, pointer, integer, pointer, pointer),
+    ]
+    found.ouroboros_guess.restype = None
     found.ouroboros_choose.argtypes = [
         *(integer, pointer, ctypes.c_int64, integer, integer, ctypes.c_float, pointer, integer),
         *(pointer, pointer, pointer, integer, pointer, pointer),

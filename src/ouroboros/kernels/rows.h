@@ -31,20 +31,35 @@ static inline __m512i mix8(__m512i x) {
     return _mm512_xor_si512(x, _mm512_srli_epi64(x, 31));
 }
 
-// The noise of tokens 0 ... count-1 at a position (sampling/noise.py), rounded to floats.
-static inline void gumbel_row(uint64_t seed, uint64_t position, int count, float* out) {
-    __m512i base = mix8(_mm512_set1_epi64((long long)(seed + GOLDEN)));
-    base = mix8(_mm512_add_epi64(base, _mm512_set1_epi64((long long)(position * GOLDEN))));
-    const __m512i lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), golden = _mm512_set1_epi64((long long)GOLDEN);
-    for (int at = 0; at < count; at += 8) {
-        const __m512i ids = _mm512_add_epi64(lanes, _mm512_set1_epi64(at));
-        const __m512i state = mix8(_mm512_add_epi64(base, _mm512_mullo_epi64(ids, golden)));
+// Noise (sampling/noise.py), rounded to floats, of eight tokens at a position.
+class Noise {
+  public:
+    Noise(uint64_t seed, uint64_t position) {
+        base_ = mix8(_mm512_set1_epi64((long long)(seed + GOLDEN)));
+        base_ = mix8(_mm512_add_epi64(base_, _mm512_set1_epi64((long long)(position * GOLDEN))));
+    }
+
+    __m256 operator()(__m512i ids) const {
+        const __m512i golden = _mm512_set1_epi64((long long)GOLDEN);
+        const __m512i state = mix8(_mm512_add_epi64(base_, _mm512_mullo_epi64(ids, golden)));
         __m512d x = _mm512_add_pd(_mm512_cvtepu64_pd(_mm512_srli_epi64(state, 12)), _mm512_set1_pd(0.5));
         x = _mm512_mul_pd(x, _mm512_set1_pd(0x1p-52));
         for (int i = 0; i < 2; ++i) x = _mm512_sub_pd(_mm512_setzero_pd(), log8(x));
-        const __mmask8 there = count - at >= 8 ? 0xFF : (1u << (count - at)) - 1;
-        _mm256_mask_storeu_ps(out + at, there, _mm512_cvtpd_ps(x));
+        return _mm512_cvtpd_ps(x);
     }
+
+  private:
+    __m512i base_;
+};
+
+static inline __mmask8 first8(int count) { return count >= 8 ? 0xFF : (1u << count) - 1; }
+
+// The noise of tokens 0 ... count-1 at a position.
+static inline void gumbel_row(uint64_t seed, uint64_t position, int count, float* out) {
+    const Noise noise(seed, position);
+    const __m512i lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+    for (int at = 0; at < count; at += 8)
+        _mm256_mask_storeu_ps(out + at, first8(count - at), noise(_mm512_add_epi64(lanes, _mm512_set1_epi64(at))));
 }
 
 // The `count` highest scores of a row, best first, equal ones by their index.
@@ -110,4 +125,32 @@ void choose(const Scores<A>& scores, int size, int count, int* ids, float* best,
         total = _mm512_mask_add_ps(total, there, total, exp16(_mm512_sub_ps(scores(at, there), top)));
     }
     *sum = sum16(total);
+}
+
+constexpr int MAX_GUESSES = 64;
+
+// Of `size` tokens with their log-probabilities the `count` best by log / temperature + noise, and the chance of each
+// among them all.
+static inline void guess(const Noise& noise, float temperature, int size, const int* tokens, const float* logs, int count,
+                         int* ids, float* chances) {
+    float scores[MAX_GUESSES + LANES];
+    for (int at = 0; at < size; at += 8) {
+        const __mmask8 there = first8(size - at);
+        const __m256 drawn = noise(_mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(there, tokens + at)));
+        const __m256 scaled = _mm256_div_ps(_mm256_maskz_loadu_ps(there, logs + at), _mm256_set1_ps(temperature));
+        _mm256_storeu_ps(scores + at, _mm256_add_ps(scaled, drawn));
+    }
+    Best found(count, ids, chances);
+    for (int at = 0; at < size; at += LANES) found.see(_mm512_loadu_ps(scores + at), first(size - at), at);
+    const Vec top = all(chances[0]);
+    Vec total = zero();
+    for (int at = 0; at < size; at += LANES) {
+        const __mmask16 there = first(size - at);
+        total = _mm512_mask_add_ps(total, there, total, exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + at), top)));
+    }
+    const float best = chances[0], sum = sum16(total);
+    for (int i = 0; i < count; ++i) {
+        ids[i] = tokens[ids[i]];
+        chances[i] = std::exp(chances[i] - best) / sum;
+    }
 }

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ouroboros.phrases.predictions import Predictions
 from ouroboros.phrases.suffixes import SuffixIndex
 from ouroboros.tree import Origin, TokenTree
 
@@ -90,6 +91,7 @@ class PhrasePool:
         max_tokens: longer phrases are cut to this many tokens.
 
     Attributes:
+        predictions: the target model's, behind tokens.
         outputs, successors: what SuffixDecoding and Token Recycling keep from request to request.
     """
 
@@ -97,6 +99,7 @@ class PhrasePool:
         self.max_keys = max_keys
         self.phrases_per_key = phrases_per_key
         self.max_tokens = max_tokens
+        self.predictions = Predictions()
         self.outputs = SuffixIndex()
         self.successors: dict[int, tuple[int, ...]] = {}
         self._buckets: dict[tuple[int, ...], _Bucket] = {}

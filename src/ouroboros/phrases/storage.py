@@ -1,10 +1,11 @@
 """A phrase pool on disk: one safetensors file of integer arrays, bound to a vocabulary, written atomically.
 
 Arrays, one row a phrase, oldest key first: ``keys`` int32 [P, 3] and ``tokens`` int32 [P, longest phrase], padded with
--1, and ``counts`` int64 [P, 4]: origin, seen, offered, accepted. ``outputs`` int32 [O]: earlier outputs, -1 behind
-each (SuffixDecoding); ``successors`` int32 [S, 1 + most]: a token and its successors, padded with -1 (Token Recycling);
-a file without these two holds none. The metadata holds format, version, fingerprint and the pool's bounds. Nothing in
-the file is ever executed.
+-1, and ``counts`` int64 [P, 4]: origin, seen, offered, accepted. What else is remembered, each padded with -1, may be
+missing: ``outputs`` int32 [O]: earlier outputs, -1 behind each (SuffixDecoding); ``successors`` int32 [S, 1 + most]: a
+token and its successors (Token Recycling); ``predictions`` int32 [R, 2 + most]: the token before (-1: any), a token,
+what the target predicted behind them, and ``logs`` float16 [R, most]: their log-probabilities. The metadata holds
+format, version, fingerprint and the pool's bounds. Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,15 @@ def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) 
     bounds = {"max_keys": pool.max_keys, "phrases_per_key": pool.phrases_per_key, "max_tokens": pool.max_tokens}
     metadata = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "bounds": json.dumps(bounds)}
     arrays: dict[str, np.ndarray[Any, Any]] = {"keys": keys, "tokens": tokens, "counts": counts}
-    arrays |= {"outputs": np.array(pool.outputs.tokens, dtype=np.int32), "successors": _table(pool.successors)}
+    arrays |= {
+        "outputs": np.array(pool.outputs.tokens, dtype=np.int32),
+        "successors": _table(list(pool.successors.items())),
+    }
+    rows = list(pool.predictions.items())
+    arrays["predictions"] = _table([(-1 if before is None else before, (last, *row.ids)) for before, last, row in rows])
+    arrays["logs"] = np.full((len(rows), max(arrays["predictions"].shape[1] - 2, 0)), -np.inf, dtype=np.float16)
+    for place, (_, _, prediction) in enumerate(rows):
+        arrays["logs"][place, : len(prediction.logs)] = prediction.logs
     data = save(arrays, metadata=metadata)
     target = Path(path)
     try:
@@ -86,7 +96,8 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
                 raise PoolFileError(f"{str(path)!r} is a phrase pool of another vocabulary than the target model's")
             arrays = [file.get_tensor(name) for name in ("keys", "tokens", "counts")]
             here = set(file.keys())
-            more = {name: file.get_tensor(name).tolist() for name in ("outputs", "successors") if name in here}
+            names = ("outputs", "successors", "predictions", "logs")
+            more = {name: file.get_tensor(name).tolist() for name in names if name in here}
         pool = PhrasePool(**json.loads(metadata["bounds"]))
         for key, tokens, (origin, seen, offered, accepted) in zip(*(a.tolist() for a in arrays), strict=True):
             key = tuple(token for token in key if token >= 0)
@@ -99,6 +110,9 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
         pool.outputs.close()
         for token, *behind in more.get("successors", ()):
             pool.successors[token] = tuple(one for one in behind if one >= 0)
+        for (before, last, *ids), logs in zip(more.get("predictions", ()), more.get("logs", ()), strict=True):
+            known = array("i", (one for one in ids if one >= 0))
+            pool.predictions.restore(None if before < 0 else before, last, known, array("f", logs[: len(known)]))
         return pool
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or "it is no phrase pool, or damaged"
@@ -107,8 +121,9 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
         raise PoolFileError(f"the phrase pool {str(path)!r} is damaged ({error})") from error
 
 
-def _table(successors: Mapping[int, Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    table = np.full((len(successors), 1 + max(map(len, successors.values()), default=0)), -1, dtype=np.int32)
-    for row, (token, behind) in enumerate(successors.items()):
-        table[row, : 1 + len(behind)] = token, *behind
+def _table(rows: Sequence[tuple[int, Sequence[int]]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """A row for each: the number and those behind it, padded with -1."""
+    table = np.full((len(rows), 1 + max((len(behind) for _, behind in rows), default=0)), -1, dtype=np.int32)
+    for row, (first, behind) in enumerate(rows):
+        table[row, : 1 + len(behind)] = first, *behind
     return table

@@ -1,7 +1,7 @@
 """What rows of logits on the host yield, in one call of C++ (kernels/rows.h): draws, choices, noise.
 
 It saves a step some millisecond of PyTorch's and NumPy's operators, each of which goes over the vocabulary once. Where
-it cannot be had ``choose`` and ``noise`` return None.
+it cannot be had all of these return None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ouroboros.kernels.library import library
 
-__all__ = ["Chosen", "choose", "noise"]
+__all__ = ["Chosen", "choose", "guess", "noise"]
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 MOST = 16  # choices of a row: they are kept in a list
@@ -42,6 +42,19 @@ def noise(seed: int, position: int, size: int) -> Tensor | None:
     row_V = torch.empty(size)
     found.ouroboros_noise(seed, position, size, row_V.data_ptr())
     return row_V
+
+
+def guess(
+    seed: int, position: int, temperature: float, ids: array[int], logs: array[float], count: int
+) -> tuple[list[int], list[float]] | None:
+    """See ``Sampler.guess``. At most 64 ids."""
+    found = library()
+    if isinstance(found, str):
+        return None
+    count = min(count, len(ids))
+    best, chances = array("i", bytes(4 * count)), array("f", bytes(4 * count))
+    found.ouroboros_guess(seed, position, temperature, len(ids), _at(ids), _at(logs), count, _at(best), _at(chances))
+    return best.tolist(), chances.tolist()
 
 
 def choose(

@@ -13,6 +13,7 @@ Tensor names: R rows, V vocabulary, K survivors (see warping.py).
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ from ouroboros.sampling.choices import Choices, choices
 from ouroboros.sampling.histories import Histories, Text
 from ouroboros.sampling.noise import gumbel_noise
 from ouroboros.sampling.penalties import penalise
-from ouroboros.sampling.rows import Chosen, choose, noise
+from ouroboros.sampling.rows import Chosen, choose, guess, noise
 from ouroboros.sampling.threads import on_this_thread
 from ouroboros.sampling.warping import Survivors, survivors
 
@@ -145,6 +146,35 @@ class Sampler:
             for (row, _), score in zip(pairs, chosen.asked, strict=True)
         ]
         return Choices(chosen.ids, probs, asked)
+
+    def likeliest(self, logits_RV: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
+        """The ``count`` likeliest tokens of each raw row, best first, and their log-probabilities at temperature 1."""
+        found = choose(logits_RV, self.vocab_size, count, pairs=())
+        if found is not None:
+            logs = [
+                [score - row[0] - math.log(total) for score in row]
+                for row, total in zip(found.scores, found.sums, strict=True)
+            ]
+            return found.ids, logs
+        best = self._fit(logits_RV).to(_type(logits_RV)).log_softmax(-1).topk(min(count, self.vocab_size), dim=-1)
+        return best.indices.tolist(), best.values.tolist()
+
+    def guess(
+        self, ids_K: array[int], logs_K: array[float], position: int, count: int
+    ) -> tuple[list[int], list[float]]:
+        """The ``count`` likeliest draws at ``position`` if these (at most 64) are the likeliest tokens, best first, and
+        their log-probabilities; and how likely the noise makes them among these. Penalties and cuts are left out."""
+        if self.params.greedy:
+            return ids_K[:count].tolist(), [math.exp(log) for log in logs_K[:count]]
+        found = guess(self.seed, position, self.params.temperature, ids_K, logs_K, count)
+        if found is not None:
+            return found
+        noise_K = gumbel_noise(self.seed, torch.tensor([position]), torch.tensor(ids_K.tolist())).numpy()
+        scores_K = np.array(logs_K) / self.params.temperature + noise_K
+        order = np.argsort(-scores_K, kind="stable")
+        weights_K = np.exp(scores_K - scores_K[order[0]])
+        best = order[:count]
+        return [ids_K[i] for i in best], (weights_K[best] / weights_K.sum()).tolist()
 
     def _choose(
         self,

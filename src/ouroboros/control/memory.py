@@ -1,0 +1,64 @@
+"""How fast memory is now, and what T(n) is then.
+
+On a shared machine the memory's speed changes by half from one second to the next, with what other guests read and with
+the cores that ours is moved to. A forward over few rows waits for memory, one over many for arithmetic; so T(n) changes
+its shape, and with it the best number of rows. A short read beside the forwards tells how fast memory is; what it took
+while T(n) was measured is part of the profile.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["MemorySpeed", "memory_speed", "shifted"]
+
+SIZE = 16 << 20  # bytes, more than what a forward of a large model leaves of them in the caches
+EVERY = 0.25  # seconds between reads: a thousandth of the time goes into them
+KEPT = 3  # reads of which the median counts: another program may be in the way of one
+BEND = 6  # how sharply T(n) turns from waiting for memory to arithmetic
+
+
+class MemorySpeed:
+    """Reads a piece of memory of its own now and then. Times are seconds a read, with as many threads as forwards."""
+
+    def __init__(self) -> None:
+        self._words = torch.ones(SIZE // 4)  # zeros might be one page of memory
+        self._seen: deque[float] = deque(maxlen=KEPT)
+        self._last = -1e9
+
+    def read(self) -> float:
+        """Reads it once."""
+        began = time.perf_counter()
+        self._words.sum().item()
+        return time.perf_counter() - began
+
+    def now(self) -> float:
+        """The median of the last few reads, of which one is made if the newest is old."""
+        if time.perf_counter() - self._last > EVERY:
+            self._seen.append(self.read())
+            self._last = time.perf_counter()
+        return statistics.median(self._seen)
+
+
+@functools.cache
+def memory_speed() -> MemorySpeed:
+    """That of this process's processor."""
+    return MemorySpeed()
+
+
+def shifted(seconds: Sequence[float], ratio: float) -> list[float]:
+    """T(n) for n = 0, 1, 2, … where reading takes ``ratio`` times what it took when it was measured.
+
+    A forward of one row is taken to wait for memory alone, M; one of n rows for M and for arithmetic A(n), of which the
+    longer hides most of the shorter: T(n)^6 = M^6 + A(n)^6.
+    """
+    if ratio == 1 or len(seconds) < 2:
+        return list(seconds)
+    one = seconds[1] ** BEND
+    return [seconds[0], *((max(t**BEND - one, 0.0) + one * ratio**BEND) ** (1 / BEND) for t in seconds[1:])]
