@@ -541,7 +541,7 @@ def test_own_pool_lives_as_long_as_the_decoder(pair: Mapping[str, Any]) -> None:
 
 
 def test_no_pool(pair: Mapping[str, Any]) -> None:
-    decoder = ouroboros.load(**pair, pool=False)
+    decoder = ouroboros.load(**pair, pool=False, options={"control": False})  # a controller learns without a pool too
     first = decoder.generate([5, 6, 7], max_new_tokens=12, seed=1)
     second = decoder.generate([5, 6, 7], max_new_tokens=12, seed=1)
     assert decoder.pool is None
