@@ -17,6 +17,7 @@ from ouroboros.control.controller import PROBE_SHARE, Control, Controller, Costs
 from ouroboros.control.cost import CostProfile
 from ouroboros.control.estimates import Calibration, Evidence, Share
 from ouroboros.control.known import short_look
+from ouroboros.control.memory import MemorySpeed, shifted
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.decoder import decode
 from ouroboros.drafting.base import Drafter
@@ -119,6 +120,47 @@ def run(
 
 
 # --- what it knows ---
+
+
+def test_t_of_n_in_another_state_of_the_memory() -> None:
+    """Measured on a machine with two states of its memory, and predicted from the other one."""
+    slow = [0.0, 22.5, 22.6, 23.0, 23.5, 23.8, 24.1, 24.2, 24.5, 25.4, 26.3, 27.3, 28.2]
+    fast = {1: 14.5, 4: 17.0, 6: 18.6, 8: 20.7, 12: 27.9}
+    found = shifted(slow, fast[1] / slow[1])
+    assert [found[n] for n in fast] == pytest.approx(list(fast.values()), rel=0.13)
+    assert found == sorted(found)
+    assert shifted(found, slow[1] / fast[1]) == pytest.approx(slow, rel=0.001)
+    assert shifted(slow, 1.0) == slow
+
+
+def test_memory_is_read_again_when_the_last_read_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed, now = MemorySpeed(), [100.0]
+    assert speed.read() > 0
+    reads = iter([4.0, 9.0, 4.2, 4.4, 4.4])
+    monkeypatch.setattr(speed, "read", lambda: next(reads))
+    monkeypatch.setattr("ouroboros.control.memory.time.perf_counter", lambda: now[0])
+    assert [speed.now(), speed.now()] == [4.0, 4.0]
+    found = []
+    for _ in range(4):
+        now[0] += 1.0
+        found.append(speed.now())
+    assert found == [6.5, 4.2, 4.4, 4.4]  # medians of the last three
+
+
+def test_the_controller_follows_the_memory() -> None:
+    """Where memory is fast rows are no longer free, and fewer are taken."""
+    rows, seconds = (1, 4, 8, 12, 16), (0.0225, 0.0235, 0.0245, 0.0282, 0.036)
+    target = CostProfile("", "", rows, (64,), (seconds,), ((0.0,) * 5,), memory=0.0006)
+    costs = Costs(target, replace(STEEP.draft, memory=0.0006))
+    chances = [0.75**n for n in range(1, 16)]
+    taken = {}
+    for read in (0.0006, 0.0004):
+        speed = MemorySpeed()
+        speed.read = lambda read=read: read  # type: ignore[method-assign]
+        controller = Controller(costs, Experience(), 64, 100, lambda: 0.0, memory=speed)
+        controller.begin(64)
+        taken[read] = controller.best_size(chances)
+    assert taken[0.0004] < taken[0.0006]
 
 
 def test_a_share_follows_changes() -> None:

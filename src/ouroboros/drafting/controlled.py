@@ -1,8 +1,9 @@
 """Ouroboros with its controller: one tree of phrases and draft choices, grown where it pays (control/controller.py).
 
-In place of a draft that is lengthened at its end: pool phrases hang from every likely node; a draft forward scores the
-likeliest nodes that the draft model has not seen, wherever they are; the target is sent the nodes whose chance of being
-accepted is worth their rows. The options of the method bound what the controller may choose.
+In place of a draft that is lengthened at its end: pool phrases, and what the target predicted elsewhere behind the same
+tokens, hang from every likely node; a draft forward scores the likeliest nodes that the draft model has not seen,
+wherever they are; the target is sent the nodes whose chance of being accepted is worth their rows. The options of the
+method bound what the controller may choose.
 """
 
 from __future__ import annotations
