@@ -28,8 +28,8 @@ import ouroboros
 from ouroboros.bench.settings import NINE
 from ouroboros.bench.tasks import load_task
 from ouroboros.config import SamplingParams, options_for
-from ouroboros.control.controller import Control, Costs
-from ouroboros.control.cost import CostProfile, measure
+from ouroboros.control.controller import Control
+from ouroboros.control.cost import CostProfile, Costs, measure
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel, ScoreRequest, Slot

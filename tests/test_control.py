@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ouroboros import Decoder, OuroborosOptions, SamplingParams
-from ouroboros.control.controller import PROBE_SHARE, Control, Controller, Costs, Experience
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.controller import PROBE_SHARE, Control, Controller
+from ouroboros.control.cost import CostProfile, Costs
 from ouroboros.control.estimates import Calibration, Evidence, Share
+from ouroboros.control.experience import Experience
 from ouroboros.control.known import short_look
 from ouroboros.control.memory import MemorySpeed, shifted
 from ouroboros.control.timed import TimedModel, VirtualClock
@@ -147,7 +149,7 @@ def test_memory_is_read_again_when_the_last_read_is_old(monkeypatch: pytest.Monk
     assert found == [6.5, 4.2, 4.4, 4.4]  # medians of the last three
 
 
-def test_the_controller_follows_the_memory() -> None:
+def test_the_controller_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory is fast rows are no longer free, and fewer are taken."""
     rows, seconds = (1, 4, 8, 12, 16), (0.0225, 0.0235, 0.0245, 0.0282, 0.036)
     target = CostProfile("", "", rows, (64,), (seconds,), ((0.0,) * 5,), memory=0.0006)
@@ -156,7 +158,7 @@ def test_the_controller_follows_the_memory() -> None:
     taken = {}
     for read in (0.0006, 0.0004):
         speed = MemorySpeed()
-        speed.read = lambda read=read: read  # type: ignore[method-assign]
+        monkeypatch.setattr(speed, "now", functools.partial(float, read))
         controller = Controller(costs, Experience(), 64, 100, lambda: 0.0, memory=speed)
         controller.begin(64)
         taken[read] = controller.best_size(chances)

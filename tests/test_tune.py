@@ -12,8 +12,7 @@ import ouroboros
 from ouroboros import Decoder, OuroborosOptions, SamplingParams, cli
 from ouroboros.bench.search import search
 from ouroboros.config import options_for
-from ouroboros.control.controller import Costs
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.cost import CostProfile, Costs
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.control.tuned import Tuned, load_tuned, save_tuned, tuned_path
 from tests.pairs import Pair

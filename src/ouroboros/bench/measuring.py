@@ -18,7 +18,8 @@ from ouroboros.bench.records import Run
 from ouroboros.bench.settings import BenchSettings
 from ouroboros.bench.tasks import Item
 from ouroboros.config import MethodOptions, OuroborosOptions, SamplingParams, options_for
-from ouroboros.control.controller import Control, Costs
+from ouroboros.control.controller import Control
+from ouroboros.control.cost import Costs
 from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.generate import Decoder, Session
 from ouroboros.models.base import CausalModel, ScoreRequest

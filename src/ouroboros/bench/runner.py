@@ -22,7 +22,8 @@ from ouroboros.bench.records import Case, Results, Run
 from ouroboros.bench.settings import PLAIN, BenchSettings, Contestant, contestants
 from ouroboros.bench.tasks import Item
 from ouroboros.config import MethodOptions, SamplingParams
-from ouroboros.control.controller import Costs, Experience
+from ouroboros.control.cost import Costs
+from ouroboros.control.experience import Experience
 from ouroboros.generate import Decoder, Session
 from ouroboros.models.context import Context
 from ouroboros.phrases.pool import PhrasePool

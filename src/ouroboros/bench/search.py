@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ouroboros.config import SamplingParams, options_for
-from ouroboros.control.controller import Control, Costs
-from ouroboros.control.cost import describe, machine
+from ouroboros.control.controller import Control
+from ouroboros.control.cost import Costs, describe, machine
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.control.tuned import Tuned
 from ouroboros.generate import Decoder

@@ -60,8 +60,7 @@ def tune(
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         from ouroboros.bench.search import search
-        from ouroboros.control.controller import Costs
-        from ouroboros.control.cost import CONTEXTS, ROWS, measure, profile_path, save_profile
+        from ouroboros.control.cost import CONTEXTS, ROWS, Costs, measure, profile_path, save_profile
         from ouroboros.control.tuned import save_tuned, tuned_path
 
         decoder = tools.load(target, draft, "ouroboros", {}, place, False, False)

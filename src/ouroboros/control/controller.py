@@ -10,61 +10,28 @@ times it decides the same. It knows nothing of trees.
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.cost import Costs
 from ouroboros.control.estimates import Calibration, Share
-from ouroboros.control.memory import MemorySpeed, memory_speed, shifted
+from ouroboros.control.experience import Experience
+from ouroboros.control.memory import MemorySpeed, memory_speed
+from ouroboros.control.tables import ROWS, Tables, at
 from ouroboros.stats import Decision
 
-__all__ = ["Control", "Controller", "Costs", "Experience"]
+__all__ = ["Control", "Controller"]
 
-ROWS = 256  # forwards over more rows are priced on the last slope
 PROBE_SHARE = 0.01  # of decoding time, for asking a draft model that does not pay
 OPENING = 1.33  # what a draft forward adds now, and the forwards that it makes possible, over what it adds now
-START = 1.4  # the running rate over plain decoding's, before anything is known
 FADE = 0.97  # of a step's weight in the running rate, with each further step
-FIRST, WINDOW = 0.7, 0.03  # the first choice is right; tokens by a forward's window: before anything is known
 DRAFTED = 6.0  # expected draft tokens that trust in expectations counts for, before anything is known
 MEMORY = 60.0  # expected draft tokens, after which older ones fade
 TRUSTED = (0.5, 1.2)  # the least and most of what was expected that is believed
 CHAIN = 8  # drafts at most, where the gain of drafting is estimated
-STEP, FASTEST = 1.1, 4.0  # memory's speed over that of the profile: in steps, and at most
 SHORT = 8  # tokens to catch up with that are part of a forward's price; more of them are an investment
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """T(n) of a pair on this machine."""
-
-    target: CostProfile
-    draft: CostProfile
-
-
-@dataclass(slots=True)
-class Experience:
-    """What requests of one kind (greedy, or of one temperature) leave to the next ones.
-
-    Attributes:
-        calibration: of chances. first: how often the draft model's first choice is right. window: tokens that a
-            lookahead window yields. rate: tokens per second over plain decoding's, as the last request ended.
-        stretch: what forwards of target and draft take over what was measured. overhead: seconds around a draft
-            forward. seconds, probing: of decoding, and of that for draft forwards that were not expected to pay.
-    """
-
-    calibration: Calibration = field(default_factory=Calibration)
-    first: Share = field(default_factory=lambda: Share(FIRST, weight=1.5, memory=96))
-    window: Share = field(default_factory=lambda: Share(WINDOW, weight=30, memory=400))
-    rate: float = START
-    stretch: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    overhead: float = 0.0
-    seconds: float = 0.0
-    probing: float = 0.0
 
 
 @dataclass(slots=True)
@@ -106,19 +73,15 @@ class Controller:
         report: Callable[[Decision], object] = lambda decision: None,
         memory: MemorySpeed | None = None,
     ) -> None:
-        self._costs = costs
+        self._costs = Tables(costs, memory)
+        self._costs.follow(context)
         self._experience = experience
         self._clock = clock
         self._report = report
         self.calibration = Calibration(experience.calibration)
         self._first = Share(experience.first.value, weight=1.5, memory=48)
         self._stretch = experience.stretch
-        self._memory = memory
-        self._context, self._ratios = 0, (1.0, 1.0)
-        self._target: list[float] = []
-        self._draft: list[float] = []
-        self._follow(context)
-        self._seconds = 4 * self._target[1]  # what is known of earlier requests counts for four plain steps
+        self._seconds = 4 * self._costs.target[1]  # what is known of earlier requests counts for four plain steps
         self._tokens = 4 * experience.rate
         self._draft_rows: list[int] = []
         self._draft_seconds = 0.0
@@ -132,15 +95,6 @@ class Controller:
     def drafts_at_once(self, missing: int) -> bool:
         """Whether drafting should pay for reading ``missing`` tokens of the prompt, as far as earlier requests tell."""
         return self._pays(1, self._first.value, 0.0) and self._is_investment(missing, self._room)
-
-    def _follow(self, context: int) -> None:
-        both = self._costs.target, self._costs.draft
-        now = None if self._memory is None else self._memory.now()
-        ratios = (1.0, 1.0) if now is None else (_ratio(now, both[0].memory), _ratio(now, both[1].memory))
-        if context > 1.25 * self._context or ratios != self._ratios:
-            self._context, self._ratios = max(context, self._context), ratios
-            near = round(self._context, 1 - len(str(self._context)))  # its first digit, so that few tables are made
-            self._target, self._draft = (_table(costs, near, ratio) for costs, ratio in zip(both, ratios, strict=True))
 
     def now(self) -> float:
         """What the controller's clock says."""
@@ -165,10 +119,12 @@ class Controller:
     def row_price(self, rows: int) -> float:
         """Tokens that one more row of the target's forward must promise where it has ``rows`` rows."""
         span = 4  # T(n) has steps
-        return self.rate * self._stretch[0] * (_at(self._target, rows + span) - _at(self._target, rows)) / span
+        return (
+            self.rate * self._stretch[0] * (at(self._costs.target, rows + span) - at(self._costs.target, rows)) / span
+        )
 
     def _draft_price(self, rows: int) -> float:
-        return self.rate * (self._stretch[1] * _at(self._draft, rows) + self._experience.overhead)
+        return self.rate * (self._stretch[1] * at(self._costs.draft, rows) + self._experience.overhead)
 
     def _pays(self, rows: int, gain: float, price: float) -> bool:
         return gain * OPENING > self._draft_price(rows) + price
@@ -179,27 +135,27 @@ class Controller:
         if catch_up <= SHORT:
             return True
         each = (4 * self._plain + self._taken) / (4 + self._written)
-        price = self._stretch[1] * (_at(self._draft, catch_up) - self._draft[1])
+        price = self._stretch[1] * (at(self._costs.draft, catch_up) - self._costs.draft[1])
         return room * (each - self._drafting()) > price
 
     @property
     def _plain(self) -> float:
         """Seconds of a token without any drafts."""
-        return self._stretch[0] * self._target[1]
+        return self._stretch[0] * self._costs.target[1]
 
     def _drafting(self) -> float:
         """Seconds of a token with a chain of drafts of the best length, if first choices go on as they did."""
-        draft = self._stretch[1] * self._draft[1] + self._experience.overhead
+        draft = self._stretch[1] * self._costs.draft[1] + self._experience.overhead
         best, tokens, chance = self._plain, 1.0, 1.0
         for length in range(1, CHAIN):
             chance *= self._first.value
             tokens += chance
-            best = min(best, (self._stretch[0] * self._target[length + 1] + length * draft) / tokens)
+            best = min(best, (self._stretch[0] * self._costs.target[length + 1] + length * draft) / tokens)
         return best
 
     def begin(self, context: int) -> None:
         """A step begins; ``context``: tokens in the cache."""
-        self._follow(context)
+        self._costs.follow(context)
         self._began = self._clock()
         self._draft_rows = []
         self._draft_seconds = 0.0
@@ -216,7 +172,7 @@ class Controller:
         if not gains:
             return 0
         late = min(catch_up, SHORT)
-        rate, table = self.rate, self._draft
+        rate, table = self.rate, self._costs.draft
         each, fixed = rate * self._stretch[1], rate * self._experience.overhead
         best, size, total = -1e9, 0, 0.0
         for count, gain in enumerate(gains[: ROWS - SHORT], start=1):
@@ -235,7 +191,7 @@ class Controller:
 
     def _may_probe(self, catch_up: int) -> bool:
         known = self._experience
-        cost = self._stretch[1] * _at(self._draft, catch_up + 1) + known.overhead
+        cost = self._stretch[1] * at(self._costs.draft, catch_up + 1) + known.overhead
         return known.probing + cost <= PROBE_SHARE * known.seconds
 
     def window_pays(self, rows: int, window: int) -> bool:
@@ -249,7 +205,7 @@ class Controller:
 
     def best_size(self, chances: Sequence[float]) -> int:
         """How many of these nodes, likeliest first, the target should check beside the root."""
-        price, table, trust = self.rate * self._stretch[0], self._target, self._trust
+        price, table, trust = self.rate * self._stretch[0], self._costs.target, self._trust
         best, size, total = 0.0, 0, 0.0
         for count, chance in enumerate(chances[: ROWS - 1], start=1):
             total += chance * trust
@@ -280,7 +236,7 @@ class Controller:
         self._came += tokens - 1
         if self._promised > MEMORY:
             self._came, self._promised = self._came / 2, self._promised / 2
-        checking, drafting = _at(self._target, rows), sum(_at(self._draft, n) for n in self._draft_rows)
+        checking, drafting = at(self._costs.target, rows), sum(at(self._costs.draft, n) for n in self._draft_rows)
         taken = (now - self._drafted) / checking
         self._stretch[0] = _towards(self._stretch[0], taken, 2 * self._stretch[0])
         if forwards:
@@ -292,36 +248,12 @@ class Controller:
         seconds = self._stretch[0] * checking + self._stretch[1] * drafting + forwards * known.overhead
         self._seconds = FADE * self._seconds + seconds
         self._written, self._taken = FADE * self._written + tokens, FADE * self._taken + seconds
-        known.rate = self.rate * self._stretch[0] * self._target[1]
+        known.rate = self.rate * self._stretch[0] * self._costs.target[1]
         known.seconds += now - self._began
         if self._probe:
             known.probing += self._drafted - self._began
         drafts = tuple(self._draft_rows)
         self._report(Decision(rate, drafts, rows, self._expected, tokens, self._gain, self._price, self._probe))
-
-
-def _ratio(now: float, measured: float | None) -> float:
-    """Of two times for reading memory; in steps of a tenth, so that few tables are made."""
-    if not measured:
-        return 1.0
-    return STEP ** round(math.log(min(max(now / measured, 1 / FASTEST), FASTEST), STEP))
-
-
-@functools.lru_cache(maxsize=256)
-def _table(profile: CostProfile, context: int, ratio: float) -> list[float]:
-    """Seconds by number of rows, never falling: where noise made more rows cheaper they are not. ``ratio``: what memory
-    takes now over what it took when they were measured."""
-    found = [0.0]
-    for rows in range(1, ROWS + 1):
-        found.append(max(found[-1], profile.cost(rows, context)))
-    return shifted(found, ratio)
-
-
-def _at(table: Sequence[float], rows: int) -> float:
-    last = len(table) - 1
-    if rows <= last:
-        return table[rows]
-    return table[last] + (rows - last) * (table[last] - table[last // 2]) / (last - last // 2)
 
 
 def _towards(value: float, observed: float, most: float) -> float:

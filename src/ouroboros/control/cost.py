@@ -32,6 +32,7 @@ __all__ = [
     "CONTEXTS",
     "ROWS",
     "CostProfile",
+    "Costs",
     "describe",
     "load_profile",
     "machine",
@@ -68,6 +69,14 @@ class CostProfile:
         one's slope; of contexts likewise."""
         each = [_interpolate(self.rows, times, rows) for times in self.seconds]
         return _interpolate(self.contexts, each, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """T(n) of a pair on this machine."""
+
+    target: CostProfile
+    draft: CostProfile
 
 
 def _interpolate(places: Sequence[int], values: Sequence[float], place: float) -> float:

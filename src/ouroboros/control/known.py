@@ -6,8 +6,7 @@ second or two. What forwards really take is watched while decoding (see controll
 
 from __future__ import annotations
 
-from ouroboros.control.controller import Costs
-from ouroboros.control.cost import CostProfile, load_profile, measure, profile_path
+from ouroboros.control.cost import CostProfile, Costs, load_profile, measure, profile_path
 from ouroboros.models.base import CausalModel
 
 __all__ = ["known_costs", "short_look"]

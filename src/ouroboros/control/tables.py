@@ -1,0 +1,68 @@
+"""T(n) of a pair as lists by number of rows: at the context at hand, at the speed that memory has now."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from ouroboros.control.cost import CostProfile, Costs
+from ouroboros.control.memory import MemorySpeed, shifted
+
+__all__ = ["ROWS", "Tables", "at"]
+
+ROWS = 256  # forwards over more rows are priced on the last slope
+STEP, FASTEST = 1.1, 4.0  # memory's speed over that of the profile: in steps, and at most
+
+
+class Tables:
+    """Of one request; ``follow`` is called once a step.
+
+    Args:
+        costs: of both models. memory: how fast it is now; None where T(n) stays as it was measured.
+
+    Attributes:
+        target, draft: seconds of a forward over n rows, for n = 0 … ``ROWS``, never falling.
+    """
+
+    def __init__(self, costs: Costs, memory: MemorySpeed | None) -> None:
+        self.target: list[float] = []
+        self.draft: list[float] = []
+        self._costs = costs
+        self._memory = memory
+        self._context, self._ratios = 0, (1.0, 1.0)
+
+    def follow(self, context: int) -> None:
+        """``context``: tokens in the cache."""
+        both = self._costs.target, self._costs.draft
+        now = None if self._memory is None else self._memory.now()
+        ratios = (1.0, 1.0) if now is None else (_ratio(now, both[0].memory), _ratio(now, both[1].memory))
+        if context > 1.25 * self._context or ratios != self._ratios:
+            self._context, self._ratios = max(context, self._context), ratios
+            near = round(self._context, 1 - len(str(self._context)))  # its first digit, so that few tables are made
+            self.target, self.draft = (_table(costs, near, ratio) for costs, ratio in zip(both, ratios, strict=True))
+
+
+def at(table: Sequence[float], rows: int) -> float:
+    """Seconds of a forward over ``rows`` rows, beyond the table on its last slope."""
+    last = len(table) - 1
+    if rows <= last:
+        return table[rows]
+    return table[last] + (rows - last) * (table[last] - table[last // 2]) / (last - last // 2)
+
+
+def _ratio(now: float, measured: float | None) -> float:
+    """Of two times for reading memory; in steps of a tenth, so that few tables are made."""
+    if not measured:
+        return 1.0
+    return STEP ** round(math.log(min(max(now / measured, 1 / FASTEST), FASTEST), STEP))
+
+
+@functools.lru_cache(maxsize=256)
+def _table(profile: CostProfile, context: int, ratio: float) -> list[float]:
+    """Seconds by number of rows, never falling: where noise made more rows cheaper they are not. ``ratio``: what memory
+    takes now over what it took when they were measured."""
+    found = [0.0]
+    for rows in range(1, ROWS + 1):
+        found.append(max(found[-1], profile.cost(rows, context)))
+    return shifted(found, ratio)
