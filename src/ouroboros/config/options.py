@@ -141,8 +141,8 @@ class OuroborosOptions(MethodOptions):
         lengthening: mechanism 2, pool phrases that the draft model has not seen, for the target model to check.
         harvest: mechanism 3, phrases from the target's predictions on rejected tokens.
         reuse: mechanism 4, the pool outlives the request.
-        recycling: with ``control``, in sampling: what the target predicted elsewhere behind the same one or two tokens
-            joins the phrases (after Token Recycling, Luo et al. 2024, with probabilities and the request's noise).
+        recycling: with ``control``, what the target predicted elsewhere behind the same one or two tokens joins the
+            phrases (after Token Recycling, Luo et al. 2024, with probabilities and the request's noise).
     """
 
     BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {

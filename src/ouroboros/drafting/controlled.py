@@ -26,6 +26,7 @@ __all__ = ["ControlledDrafter"]
 
 NODES = 160  # of a plan: phrases behind phrases end here
 GUESSES = 6  # from one row of recycled predictions
+RIGHT = 0.8  # how often the draft model's first choice is right where they are of no use in greedy decoding
 
 
 class ControlledDrafter:
@@ -56,8 +57,7 @@ class ControlledDrafter:
         self._offers = Offers(pool, prompt, options.harvest)
         windowed = options.phrase_drafting and options.window > 0 and draft.trees
         self._window = LookaheadWindow(options.window, options.ngram, prompt) if windowed else None
-        # Greedily the phrases say the same: 0.5 % fewer steps for 1 % more time (docs/LOG.md).
-        self._recycling = options.recycling and not sampler.plain_greedy
+        self._recycling = options.recycling
         self._windows = 0  # draft forwards of this step that carried the window
         self._plan = Plan(prompt[-1], controller.calibration)
         self._least = 0.0  # chance below which further choices of the draft model are not kept
@@ -72,6 +72,9 @@ class ControlledDrafter:
         controller, options = self._controller, self._options
         controller.begin(len(sequence))
         self._sequence = sequence
+        # Greedily the phrases and a good draft model say the same, for less time (docs/LOG.md).
+        known = self._sampler.plain_greedy and controller.first_rate > RIGHT
+        self._recycling = options.recycling and not known
         self._offers.begin(sequence)
         self._looked = self._windows = 0
         plan = self._plan = Plan(sequence[-1], controller.calibration)
