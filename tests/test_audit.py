@@ -472,7 +472,7 @@ def test_a_model_that_takes_chains_only_is_measured_with_chains(tiny: Pair) -> N
 def test_a_seed_is_drawn_once_for_all(tiny: Pair) -> None:
     params = SamplingParams(max_new_tokens=8, temperature=1.0)
     report = audit(loader(tiny.target, tiny.drafts["self"]), [[1, 2, 3]], params, methods=["speculative"])
-    assert report.verdict == IDENTICAL
+    assert all(prompt.divergence is None for method in report.methods for prompt in method.prompts)
     assert report.params.seed is not None
 
 
