@@ -469,11 +469,13 @@ def test_a_model_that_takes_chains_only_is_measured_with_chains(tiny: Pair) -> N
     assert report.noise.commit.rows > 4
 
 
-def test_a_seed_is_drawn_once_for_all(tiny: Pair) -> None:
+def test_a_seed_is_drawn_once_for_all(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([11])  # a second draw fails
+    monkeypatch.setattr("ouroboros.bench.audit.secrets.randbits", lambda bits: next(drawn))
     params = SamplingParams(max_new_tokens=8, temperature=1.0)
     report = audit(loader(tiny.target, tiny.drafts["self"]), [[1, 2, 3]], params, methods=["speculative"])
-    assert all(prompt.divergence is None for method in report.methods for prompt in method.prompts)
-    assert report.params.seed is not None
+    assert report.verdict == IDENTICAL
+    assert report.params.seed == 11
 
 
 # -------------------------------------------------------------------------------------------------- the command line

@@ -211,12 +211,10 @@ class ControlledDrafter:
 
     def _recycle(self, node: int, least: float) -> None:
         """Below a node, what the target predicted elsewhere behind the same two tokens, or the same one."""
-        tree, sequence = self._plan.tree, self._sequence
-        parent = tree.parents[node]
-        before = tree.tokens[parent] if parent >= 0 else sequence[-2] if len(sequence) > 1 else None
-        found = self._pool.predictions.look_up(before, tree.tokens[node])
+        tree = self._plan.tree
+        found = self._pool.predictions.look_up(self._before(tree, node), tree.tokens[node])
         if found is not None:
-            position = len(sequence) + tree.depths[node]
+            position = len(self._sequence) + tree.depths[node]
             tokens, probs = self._sampler.guess(found.ids, found.logs, position, GUESSES)
             self._plan.recycle(node, tokens, probs, found.near, least)
 
@@ -233,10 +231,15 @@ class ControlledDrafter:
 
     def _keep(self, verdict: Verdict) -> None:
         """The target's predictions behind every node, those of accepted ones last: of a token's two rows they count."""
-        tree, predictions, sequence = verdict.tree, self._pool.predictions, self._sequence
+        tree, predictions = verdict.tree, self._pool.predictions
         ids, logs = self._sampler.likeliest(verdict.logits_NV, KEPT)
         accepted = set(verdict.path)
         for node in [*(n for n in range(len(tree)) if n not in accepted), *verdict.path]:
-            parent = tree.parents[node]
-            before = tree.tokens[parent] if parent >= 0 else sequence[-2] if len(sequence) > 1 else None
-            predictions.learn(before, tree.tokens[node], ids[node], logs[node])
+            predictions.learn(self._before(tree, node), tree.tokens[node], ids[node], logs[node])
+
+    def _before(self, tree: TokenTree, node: int) -> int | None:
+        """The token before a node's, None where the text begins with it."""
+        parent = tree.parents[node]
+        if parent >= 0:
+            return tree.tokens[parent]
+        return self._sequence[-2] if len(self._sequence) > 1 else None
