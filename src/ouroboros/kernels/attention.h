@@ -5,15 +5,20 @@
 // text with the same tokens, though the cache holds its path in other places.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "vectors.h"
 
 // One head's keys or values in a cache: row t begins at data + t * head_size.
 template <class A>
-struct Rows {
-    const typename A::Element* data;
-    int head_size;
+struct Cached {
+    const typename A::Element* data = nullptr;
+    int head_size = 0;
     const typename A::Element* operator[](int t) const { return data + size_t(t) * head_size; }
+    void fetch(int t) const {
+        const char* row = (const char*)(*this)[t];
+        for (size_t i = 0; i < head_size * sizeof(typename A::Element); i += 64) _mm_prefetch(row + i, _MM_HINT_T1);
+    }
 };
 
 struct Seen {
@@ -26,7 +31,7 @@ constexpr int KEYS = 4 * LANES;  // keys whose scores are computed together
 
 // Words of 64 keys, turned: packed[w * 64 + key]. Keys from `end` on are zeros.
 template <class A>
-static void pack_keys(Rows<A> keys, int begin, int end, int words, uint32_t* packed) {
+static void pack_keys(Cached<A> keys, int begin, int end, int words, uint32_t* packed) {
     for (int lane = 0; lane < KEYS; lane += LANES)
         for (int w = 0; w < words; w += LANES) {
             __m512i rows[LANES];
@@ -46,21 +51,21 @@ static void pack_keys(Rows<A> keys, int begin, int end, int words, uint32_t* pac
 template <class A, int ROWS>
 static void score_keys(const uint32_t* packed, const uint32_t* const* queries, int words, float scale, float* const* scores) {
     Vec sum[ROWS][4];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) sum[r][j] = zero();
 #pragma GCC unroll 1
     for (int w = 0; w < words; ++w) {
         const uint32_t* at = packed + size_t(w) * KEYS;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r) {
             const __m512i x = _mm512_set1_epi32(queries[r][w]);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) sum[r][j] = A::step(sum[r][j], _mm512_load_si512(at + j * LANES), x);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) _mm512_storeu_ps(scores[r] + j * LANES, _mm512_mul_ps(sum[r][j], all(scale)));
@@ -83,35 +88,55 @@ static float softmax(float* scores, int count) {
 }
 
 // Adds weight * value row for ROWS queries over cache rows begin ... end-1, for 64 elements of the head (fewer at its
-// end). weights[r][0] belongs to row `begin`.
+// end). weights[r][0] belongs to row `begin`. next: rows that are read soon, fetched along; or null.
 template <class A, int ROWS>
-static void add_values(Rows<A> values, int begin, int end, int element, int count, const float* const* weights, float* const* out) {
+static void add_values(Cached<A> values, int begin, int end, int element, int count, const float* const* weights, float* const* out,
+                       Cached<A> next = {}) {
     const __mmask16 some[4] = {first(count), first(count - 16), first(count - 32), first(count - 48)};
     Vec sum[ROWS][4];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_loadu_ps(out[r] + element + j * LANES);
 #pragma GCC unroll 1
     for (int t = begin; t < end; ++t) {
         const typename A::Element* row = values[t] + element;
+        if (next.data) next.fetch(t);
         Vec v[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) v[j] = A::load(row + j * LANES, some[j]);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r) {
             const Vec weight = all(weights[r][t - begin]);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_fmadd_ps(weight, v[j], sum[r][j]);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) _mm512_storeu_ps(out[r] + element + j * LANES, sum[r][j]);
 }
 
 constexpr int MAX_QUERIES = 16;
+constexpr int TOGETHER = 6;  // queries whose sums fit into registers: 6 * 4 + 4 loaded + 1
+
+// Calls with<ROWS>(begin, ROWS) for groups of up to TOGETHER of `count` queries, about equally large.
+template <class F>
+static void in_groups(int count, F&& with) {
+    const int groups = (count + TOGETHER - 1) / TOGETHER;
+    for (int g = 0; g < groups; ++g) {
+        const int begin = count * g / groups;
+        switch (count * (g + 1) / groups - begin) {
+            case 1: with(begin, std::integral_constant<int, 1>()); break;
+            case 2: with(begin, std::integral_constant<int, 2>()); break;
+            case 3: with(begin, std::integral_constant<int, 3>()); break;
+            case 4: with(begin, std::integral_constant<int, 4>()); break;
+            case 5: with(begin, std::integral_constant<int, 5>()); break;
+            default: with(begin, std::integral_constant<int, 6>());
+        }
+    }
+}
 
 // Memory that one thread needs for `attend`; `span`: cache rows from the first to the last that the queries see.
 struct AttentionScratch {
@@ -122,10 +147,11 @@ struct AttentionScratch {
     static size_t out_stride(int head_size) { return size_t(head_size + 63) / 64 * 64; }
 };
 
-// Up to 16 queries that share a key head. queries[i]: its words; seen[i]; result in scratch.out, row i.
+// Up to 16 queries that share a key head. queries[i]: its words; seen[i]; result in scratch.out, row i. next: keys that this
+// thread attends to next, or null. Values come from memory while keys are scored, the next keys while values are summed.
 template <class A>
-static void attend(Rows<A> keys, Rows<A> values, const uint32_t* const* queries, const Seen* const* seen, int count, float scale,
-                   const AttentionScratch& scratch) {
+static void attend(Cached<A> keys, Cached<A> values, Cached<A> next, const uint32_t* const* queries, const Seen* const* seen, int count,
+                   float scale, const AttentionScratch& scratch) {
     const int head = keys.head_size, words = head / A::PER_WORD;
     int begin = seen[0]->begin, end = 0, common = 0;
     for (int i = 0; i < count; ++i) {
@@ -135,17 +161,13 @@ static void attend(Rows<A> keys, Rows<A> values, const uint32_t* const* queries,
     }
     const size_t stride = AttentionScratch::span_stride(end - begin), out_stride = AttentionScratch::out_stride(head);
     for (int t = begin; t < end; t += KEYS) {
+        for (int i = t; i < std::min(t + KEYS, end); ++i) values.fetch(i);
         pack_keys<A>(keys, t, end, words, scratch.packed);
-        for (int i = 0; i < count; i += 4) {
-            float* to[4];
-            for (int r = 0; r < 4; ++r) to[r] = scratch.scores + (i + r) * stride + (t - begin);
-            switch (count - i) {
-                case 1: score_keys<A, 1>(scratch.packed, queries + i, words, scale, to); break;
-                case 2: score_keys<A, 2>(scratch.packed, queries + i, words, scale, to); break;
-                case 3: score_keys<A, 3>(scratch.packed, queries + i, words, scale, to); break;
-                default: score_keys<A, 4>(scratch.packed, queries + i, words, scale, to);
-            }
-        }
+        in_groups(count, [&](int i, auto rows) {
+            float* to[TOGETHER];
+            for (int r = 0; r < rows; ++r) to[r] = scratch.scores + (i + r) * stride + (t - begin);
+            score_keys<A, decltype(rows)::value>(scratch.packed, queries + i, words, scale, to);
+        });
     }
     float sums[MAX_QUERIES];
     const float* paths[MAX_QUERIES];
@@ -163,27 +185,22 @@ static void attend(Rows<A> keys, Rows<A> values, const uint32_t* const* queries,
         std::fill(scratch.out + i * out_stride, scratch.out + (i + 1) * out_stride, 0.f);
     }
     for (int element = 0; element < head; element += 64)
-        for (int i = 0; i < count; i += 4) {
-            const float* from[4];
-            float* to[4];
-            for (int r = 0; r < 4; ++r) {
+        in_groups(count, [&](int i, auto rows) {
+            const float* from[TOGETHER];
+            float* to[TOGETHER];
+            for (int r = 0; r < rows; ++r) {
                 from[r] = scratch.scores + (i + r) * stride;
                 to[r] = scratch.out + (i + r) * out_stride;
             }
             const int left = head - element;
-            switch (count - i) {
-                case 1: add_values<A, 1>(values, begin, common, element, left, from, to); break;
-                case 2: add_values<A, 2>(values, begin, common, element, left, from, to); break;
-                case 3: add_values<A, 3>(values, begin, common, element, left, from, to); break;
-                default: add_values<A, 4>(values, begin, common, element, left, from, to);
-            }
-            for (int r = 0; r < std::min(4, count - i); ++r)
+            add_values<A, decltype(rows)::value>(values, begin, common, element, left, from, to, i || element ? Cached<A>() : next);
+            for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < seen[i + r]->path_length; ++j) {
                     const int t = seen[i + r]->path[j];
                     const float* weight = paths[i + r] + j;
                     add_values<A, 1>(values, t, t + 1, element, left, &weight, to + r);
                 }
-        }
+        });
     for (int i = 0; i < count; ++i) {
         float* out = scratch.out + i * out_stride;
         const Vec inverse = all(1.f / sums[i]);

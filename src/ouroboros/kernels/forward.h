@@ -30,21 +30,19 @@ static char* workspace(size_t bytes) {
 }
 
 constexpr size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-// Rows of activations lie an odd number of cache lines apart, so that they do not fall on each other in the cache.
-constexpr size_t row_stride(size_t bytes) { return round64(bytes) | 64; }
 
-// Root mean square norm (Zhang & Sennrich 2019), 16 lanes over the row.
-template <class A, class Out>
-void rms_norm(const float* x, const float* weight, int size, float eps, typename Out::Element* out) {
+// Root mean square norm (Zhang & Sennrich 2019), 16 lanes over the row. x(i), out(i): where element i and 15 more are.
+template <class Out, class X, class To>
+void rms_norm(X&& x, const float* weight, int size, float eps, To&& out) {
     Vec squares = zero();
     for (int i = 0; i < size; i += LANES) {
-        const Vec v = Fp32::load(x + i, first(size - i));
+        const Vec v = Fp32::load(x(i), first(size - i));
         squares = _mm512_fmadd_ps(v, v, squares);
     }
     const Vec factor = all(1.f / std::sqrt(sum16(squares) / size + eps));
     for (int i = 0; i < size; i += LANES) {
         const __mmask16 some = first(size - i);
-        Out::store(out + i, some, Fp32::load(x + i, some) * factor * Fp32::load(weight + i, some));
+        Out::store(out(i), some, Fp32::load(x(i), some) * factor * Fp32::load(weight + i, some));
     }
 }
 
@@ -56,45 +54,42 @@ struct Forward : Plan {
     using Element = typename A::Element;
     using Plan::Plan;
 
-    float *x, *qkv;
-    char *normed, *queries, *attended, *inner;  // activations
-    size_t hidden_stride, heads_stride, inner_stride;
+    Rows x, qkv;                      // fp32
+    Rows normed, attended, inner;     // activations; normed: the first thread's, if each has its own
+    Element* queries;                 // [rows, heads, head size]
+    size_t normed_size, scratch_size;  // of one thread
     char* scratch;
-    size_t scratch_size;
 
     Element* cache(const Sequence& s, int layer, int values, int head) const {
         return (Element*)s.cache + ((size_t(layer) * 2 + values) * m.kv_heads + head) * s.capacity * m.head_size;
     }
 
     void place(int wanted, int threads) {
-        const size_t n = std::max<size_t>(rows.size(), wanted), e = sizeof(Element);
+        const size_t n = rows.size(), most = std::max<size_t>(n, wanted), e = sizeof(Element);
         const size_t heads = size_t(m.heads) * m.head_size, all = heads + 2 * size_t(m.kv_heads) * m.head_size;
-        hidden_stride = row_stride(m.hidden * e);
-        heads_stride = row_stride(heads * e);
-        inner_stride = row_stride(m.inner * e);
         const size_t packed = round64(size_t(m.head_size) * 4 * KEYS);
         const size_t scores = round64(MAX_QUERIES * AttentionScratch::span_stride(span) * 4 + 64);
         scratch_size = packed + scores + MAX_QUERIES * AttentionScratch::out_stride(m.head_size) * 4;
-        const size_t norms = n * hidden_stride * (n <= FEW ? threads : 1);
-        const size_t sizes[] = {round64(n * m.hidden * 4), round64(n * all * 4), norms, n * heads_stride,
-                                n * heads_stride, n * inner_stride, scratch_size * threads};
-        size_t total = 64;
+        normed_size = Rows::size(most, m.hidden * e);
+        const size_t sizes[] = {Rows::size(n, m.hidden * 4), Rows::size(n, all * 4), normed_size * (most <= FEW ? threads : 1),
+                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * e), scratch_size * threads};
+        size_t total = 0;
         for (size_t size : sizes) total += size;
-        char* at = workspace(round64(total));
+        char* at = workspace(total);
         char* parts[7];
         for (int i = 0; i < 7; at += sizes[i++]) parts[i] = at;
-        x = (float*)parts[0], qkv = (float*)parts[1];
-        normed = parts[2], queries = parts[3], attended = parts[4], inner = parts[5], scratch = parts[6];
+        x = {parts[0], n}, qkv = {parts[1], n}, normed = {parts[2], n}, attended = {parts[3], n}, inner = {parts[4], n};
+        queries = (Element*)parts[5], scratch = parts[6];
     }
 
     // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
     template <class Format, class F>
-    void multiply_all(Team& team, int phase, int thread, const Matrix& w, const char* in, size_t stride, int count, F&& done) {
+    void multiply_all(Team& team, int phase, int thread, const Matrix& w, const Rows& in, F&& done) {
         const int words = w.inputs / A::PER_WORD;
         const size_t size = Format::tile_size(words);
         team.share(phase, thread, (w.outputs + TILE - 1) / TILE, [&](int tile) {
             const int o = tile * TILE, left = std::min(TILE, w.outputs - o);
-            Matmul<Format>::tile(w.weights + tile * size, in, stride, count, words, [&](int r, float* sums) {
+            Matmul<Format>::tile(w.weights + tile * size, in, words, [&](int r, float* sums) {
                 for (int i = 0; i < TILE; i += LANES) {
                     const __mmask16 some = first(left - i);
                     Vec v = _mm512_load_ps(sums + i);
@@ -107,13 +102,13 @@ struct Forward : Plan {
         });
     }
 
-    void embed(int token, float* to) const {
+    void embed(int token, int r) const {
         const int o = std::min(std::max(token, 0), m.vocabulary - 1);
         if (m.embedding) {
             const Element* row = (const Element*)m.embedding + size_t(o) * m.hidden;
             for (int i = 0; i < m.hidden; i += LANES) {
                 const __mmask16 some = first(m.hidden - i);
-                Fp32::store(to + i, some, A::load(row + i, some) * all(m.embedding_multiplier));
+                Fp32::store(x.at<float>(r, i), some, A::load(row + i, some) * all(m.embedding_multiplier));
             }
             return;
         }
@@ -122,18 +117,21 @@ struct Forward : Plan {
         const char* at = m.head.weights + o / TILE * Head::tile_size(int(words)) + o % TILE / LANES * Head::BYTES;
         const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
         for (size_t w = 0; w < words; ++w, at += 2 * Head::BYTES)
-            for (int i = 0; i < A::PER_WORD; ++i) to[w * A::PER_WORD + i] = Head::one(at, int(lane), i) * factor;
+            for (int i = 0; i < A::PER_WORD; ++i) *x.at<float>(r, w * A::PER_WORD + i) = Head::one(at, int(lane), i) * factor;
     }
 
     // Norms, turns and stores one head of a row: of its queries, its keys or its values.
-    void turn(int r, int l, int h, const float* cos, const float* sin) {
+    void turn(int r, int l, int h, const float* cos, const float* sin, int thread) {
         const Layer& layer = m.layer[l];
         const Row& row = rows[r];
         const int head = m.head_size, half = head / 2;
-        float* v = qkv + (size_t(r) * (m.heads + 2 * m.kv_heads) + h) * head;
+        float* v = (float*)(scratch + thread * scratch_size);
+        qkv.pieces<float>(r, size_t(h) * head, size_t(h + 1) * head,
+                          [&](const float* from, size_t i, size_t count) { std::memcpy(v + i, from, count * sizeof(float)); });
         const bool query = h < m.heads, key = !query && h < m.heads + m.kv_heads;
         const float* norm = query ? layer.q_norm : key ? layer.k_norm : nullptr;
-        if (norm) rms_norm<A, Fp32>(v, norm, head, m.eps, v);
+        const auto own = [&](int i) { return v + i; };
+        if (norm) rms_norm<Fp32>(own, norm, head, m.eps, own);
         if ((query || key) && layer.rotary)
             for (int i = 0; i < half; i += LANES) {
                 const __mmask16 some = first(half - i);
@@ -143,7 +141,7 @@ struct Forward : Plan {
                 Fp32::store(v + i, some, a * c - b * s);
                 Fp32::store(v + half + i, some, b * c + a * s);
             }
-        Element* to = query ? (Element*)(queries + r * heads_stride) + size_t(h) * head
+        Element* to = query ? queries + (size_t(r) * m.heads + h) * head
                             : cache(sequences[row.sequence], l, !key, (h - m.heads) % m.kv_heads) + size_t(row.cache_row) * head;
         for (int i = 0; i < head; i += LANES) A::store(to + i, first(head - i), Fp32::load(v + i, first(head - i)));
     }
@@ -158,36 +156,37 @@ struct Forward : Plan {
         Seen seen[MAX_QUERIES];
         const Seen* seen_of[MAX_QUERIES];
         const uint32_t* words[MAX_QUERIES];
-        size_t offset[MAX_QUERIES];
+        int row[MAX_QUERIES], query[MAX_QUERIES];
         for (int i = 0; i < item.count; ++i) {
-            const int r = first_row[item.sequence] + (item.begin + i) / group;
-            const int h = item.head * group + (item.begin + i) % group;
-            seen[i] = rows[r].within(m.layer[l].window);
+            row[i] = first_row[item.sequence] + (item.begin + i) / group;
+            query[i] = item.head * group + (item.begin + i) % group;
+            seen[i] = rows[row[i]].within(m.layer[l].window);
             seen_of[i] = &seen[i];
-            offset[i] = r * heads_stride + size_t(h) * head * sizeof(Element);
-            words[i] = (const uint32_t*)(queries + offset[i]);
+            words[i] = (const uint32_t*)(queries + (size_t(row[i]) * m.heads + query[i]) * head);
         }
         const Sequence& s = sequences[item.sequence];
-        attend<A>({cache(s, l, 0, item.head), head}, {cache(s, l, 1, item.head), head}, words, seen_of, item.count,
+        Cached<A> next;
+        if (item.head + 1 < m.kv_heads) next = {cache(s, l, 0, item.head + 1), head};
+        attend<A>({cache(s, l, 0, item.head), head}, {cache(s, l, 1, item.head), head}, next, words, seen_of, item.count,
                   m.attention_scale, mine);
         for (int i = 0; i < item.count; ++i) {
             const float* from = mine.out + i * AttentionScratch::out_stride(head);
-            Element* to = (Element*)(attended + offset[i]);
-            for (int d = 0; d < head; d += LANES) A::store(to + d, first(head - d), _mm512_loadu_ps(from + d));
+            const size_t begin = size_t(query[i]) * head;
+            attended.pieces<Element>(row[i], begin, begin + head, [&](Element* to, size_t at, size_t count) {
+                for (size_t d = 0; d < count; d += LANES)
+                    A::store(to + d, first(int(count - d)), _mm512_loadu_ps(from + at + d));
+            });
         }
     }
 
     void run(const int* tokens, const float* cos, const float* sin, const int* wanted, int wanted_count, Element* logits, int threads) {
         place(wanted_count, threads);
-        const int n = int(rows.size()), width = (m.heads + 2 * m.kv_heads) * m.head_size;
-        const auto norm = [&](int r, const float* weight, char* to) {
-            rms_norm<A, A>(x + size_t(r) * m.hidden, weight, m.hidden, m.eps, (Element*)to);
-        };
-        // Of a single row each thread turns the heads that it attends with; else they would wait for each other once more.
+        const int n = int(rows.size());
+        // Where an item has all rows of its head, who attends also turns; else threads would wait for each other once more.
         const int most = std::max(n, wanted_count);
-        const bool few = most <= FEW, single = n == 1 && int(items.size()) == m.kv_heads;
+        const bool few = most <= FEW, whole = int(items.size()) == m.kv_heads;
         const auto add = [&](int r, int o, int left, const float* sums) {
-            float* to = x + size_t(r) * m.hidden + o;
+            float* to = x.at<float>(r, o);
             for (int i = 0; i < left; i += LANES) {
                 const __mmask16 some = first(left - i);
                 Fp32::store(to + i, some, Fp32::load(to + i, some) + _mm512_load_ps(sums + i) * all(m.residual_multiplier));
@@ -203,46 +202,50 @@ struct Forward : Plan {
             // Norms of a few rows each thread makes for itself, which is faster than to wait for one that makes them for all.
             // One that comes late may read what has changed since: then it has no item left that needs its norms.
             const auto norms = [&](int count, const int* which, const float* weight) {
-                char* to = normed + (few ? size_t(me) * most * hidden_stride : 0);
-                const auto one = [&](int i) { norm(which ? which[i] : i, weight, to + i * hidden_stride); };
+                const Rows to = {normed.data + (few ? me * normed_size : 0), size_t(count)};
+                const auto one = [&](int i) {
+                    const int r = which ? which[i] : i;
+                    const auto from = [&](int at) { return x.at<float>(r, at); };
+                    rms_norm<A>(from, weight, m.hidden, m.eps, [&](int at) { return to.at<Element>(i, at); });
+                };
                 if (few)
                     for (int i = 0; i < count; ++i) one(i);
                 else
                     team.share(phase++, me, count, one);
                 return to;
             };
-            team.share(phase++, me, n, [&](int r) { embed(tokens[r], x + size_t(r) * m.hidden); });
+            team.share(phase++, me, n, [&](int r) { embed(tokens[r], r); });
             for (int l = 0; l < m.layers; ++l) {
                 const Layer& layer = m.layer[l];
-                const char* in = norms(n, nullptr, layer.input_norm);
-                multiply_all<W>(team, phase++, me, layer.qkv, in, hidden_stride, n, [&](int r, int o, int left, const float* sums) {
+                const Rows in = norms(n, nullptr, layer.input_norm);
+                multiply_all<W>(team, phase++, me, layer.qkv, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES)
-                        Fp32::store(qkv + size_t(r) * width + o + i, first(left - i), _mm512_load_ps(sums + i));
+                        Fp32::store(qkv.at<float>(r, o + i), first(left - i), _mm512_load_ps(sums + i));
                 });
-                if (!single)
+                if (!whole)
                     team.share(phase++, me, n, [&](int r) {
-                        for (int h = 0; h < m.heads + 2 * m.kv_heads; ++h) turn(r, l, h, cos, sin);
+                        for (int h = 0; h < m.heads + 2 * m.kv_heads; ++h) turn(r, l, h, cos, sin, me);
                     });
                 team.share(phase++, me, int(items.size()), [&](int i) {
-                    if (single) {
-                        for (int h = 0; h < group; ++h) turn(0, l, i * group + h, cos, sin);
-                        for (int h : {m.heads + i, m.heads + m.kv_heads + i}) turn(0, l, h, cos, sin);
+                    for (int r = 0; whole && r < n; ++r) {
+                        for (int h = 0; h < group; ++h) turn(r, l, i * group + h, cos, sin, me);
+                        for (int h : {m.heads + i, m.heads + m.kv_heads + i}) turn(r, l, h, cos, sin, me);
                     }
                     attend_item(items[i], l, me);
                 });
-                multiply_all<W>(team, phase++, me, layer.out, attended, heads_stride, n, add);
-                in = norms(n, nullptr, layer.post_norm);
+                multiply_all<W>(team, phase++, me, layer.out, attended, add);
+                const Rows again = norms(n, nullptr, layer.post_norm);
                 // A tile's outputs are 16 of the gate and the same 16 of up.
-                multiply_all<W>(team, phase++, me, layer.gate_up, in, hidden_stride, n, [&](int r, int o, int, const float* sums) {
+                multiply_all<W>(team, phase++, me, layer.gate_up, again, [&](int r, int o, int, const float* sums) {
                     const Vec gate = _mm512_load_ps(sums), up = _mm512_load_ps(sums + LANES);
                     const Vec silu = gate / (all(1.f) + exp16(zero() - gate));
-                    A::store((Element*)(inner + r * inner_stride) + o / 2, first(m.inner - o / 2), silu * up);
+                    A::store(inner.at<Element>(r, o / 2), first(m.inner - o / 2), silu * up);
                 });
-                multiply_all<W>(team, phase++, me, layer.down, inner, inner_stride, n, add);
+                multiply_all<W>(team, phase++, me, layer.down, inner, add);
             }
             if (wanted_count) {
-                const char* in = norms(wanted_count, wanted, m.norm);
-                multiply_all<typename W::Head>(team, phase++, me, m.head, in, hidden_stride, wanted_count, [&](int r, int o, int left, const float* sums) {
+                const Rows in = norms(wanted_count, wanted, m.norm);
+                multiply_all<typename W::Head>(team, phase++, me, m.head, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES)
                         A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), _mm512_load_ps(sums + i) / all(m.logits_divisor));
                 });

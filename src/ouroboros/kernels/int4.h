@@ -71,21 +71,19 @@ template <int ROWS>
 struct Multiply<WeightsInt4, ROWS> {
     using W = WeightsInt4;
 
-    static void run(const char* weights, const char* rows, size_t stride, int words, float* sums) {
+    static void run(const char* weights, const char* rows, size_t step, int words, float* sums) {
         const __m512i table = W::table();
-        const char* base[(ROWS + 2) / 3];
-#pragma GCC unroll 16
-        for (int b = 0; b < (ROWS + 2) / 3; ++b) base[b] = rows + 3 * b * stride;
         for (int i = 0; i < ROWS * TILE; i += LANES) _mm512_store_ps(sums + i, zero());
         for (int begin = 0; begin < words; begin += W::WORDS) {
             Vec low[ROWS], high[ROWS];
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r) low[r] = high[r] = zero();
-            const int end = std::min(begin + W::WORDS, words);
+            const char* word = rows + begin / SLICE_WORDS * step + begin % SLICE_WORDS * 4;
+            const char* const end = word + 4 * std::min(words - begin, W::WORDS);
             const char* line = weights;
 #pragma GCC unroll 1
-            for (int k = begin; k < end; k += 2, line += W::LINE) {
-                _mm_prefetch(line + AHEAD, _MM_HINT_T0);
+            for (; word < end; word += 8, line += W::LINE) {
+                _mm_prefetch(line + ahead(ROWS), _MM_HINT_NTA);
                 const __m512i four = _mm512_load_si512(line);
 #pragma GCC unroll 2
                 for (int i = 0; i < 2; ++i) {
@@ -94,16 +92,16 @@ struct Multiply<WeightsInt4, ROWS> {
                     const __m512i w1 = _mm512_permutexvar_epi16(_mm512_srli_epi16(two, 4), table);
 #pragma GCC unroll 16
                     for (int r = 0; r < ROWS; ++r) {
-                        int word;
-                        std::memcpy(&word, base[r / 3] + (r % 3) * stride + 4 * size_t(k + i), 4);
-                        const __m512i x = _mm512_set1_epi32(word);
+                        int pair;
+                        std::memcpy(&pair, word + r * SLICE + 4 * i, 4);
+                        const __m512i x = _mm512_set1_epi32(pair);
                         low[r] = Bf16::step(low[r], w0, x);
                         high[r] = Bf16::step(high[r], w1, x);
                     }
                 }
             }
             const uint16_t* scales = (const uint16_t*)(weights + W::WORDS / 2 * W::LINE);
-            _mm_prefetch((const char*)scales + AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char*)scales + ahead(ROWS), _MM_HINT_NTA);
             const Vec scale_low = Bf16::load(scales), scale_high = Bf16::load(scales + LANES);
             weights += W::BYTES;
 #pragma GCC unroll 16

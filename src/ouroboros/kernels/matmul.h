@@ -1,8 +1,9 @@
 // Rows times a packed weight matrix.
 //
 // Packed: tiles of 32 outputs, one behind the other; in a tile, for each word of the inputs, 2 x 16 outputs (int4.h has
-// an order of its own). A tile is read from memory once and used for all rows. Each (row, output) is one sum over the inputs in their order, in fp32:
-// its bits do not depend on the number of rows, on its place among them, or on the threads.
+// an order of its own). A tile is read from memory once and used for all rows, past the caches, which keep what is used
+// again. Each (row, output) is one sum over the inputs in their order, in fp32: its bits do not depend on the number of
+// rows, on its place among them, or on the threads.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -11,6 +12,33 @@
 
 constexpr int TILE = 2 * LANES;
 constexpr int MAX_BLOCK = 14;  // rows whose sums fit into registers: 2 * 14 + 2 weights + 1 word of 32
+
+// Rows of numbers, `SLICE` bytes of each in turn: a product reads its rows, and writes a tile's sums, in one stream. (Rows
+// one behind the other would be as many streams, which from nine on cost a tenth of a product's time.)
+constexpr size_t SLICE = TILE * sizeof(float);
+
+struct Rows {
+    char* data;
+    size_t count;
+
+    static size_t size(size_t count, size_t bytes) { return (bytes + SLICE - 1) / SLICE * SLICE * count; }
+
+    // Element i of a row, and those behind it in its slice.
+    template <class T>
+    T* at(int row, size_t i) const {
+        const size_t byte = i * sizeof(T);
+        return (T*)(data + (byte / SLICE * count + row) * SLICE + byte % SLICE);
+    }
+
+    // Hands out elements begin ... end-1 of a row piece by piece: each(where, first, how many).
+    template <class T, class F>
+    void pieces(int row, size_t begin, size_t end, F&& each) const {
+        for (size_t i = begin, next; i < end; i = next) {
+            next = std::min(end, (i * sizeof(T) / SLICE + 1) * SLICE / sizeof(T));
+            each(at<T>(row, i), i - begin, next - i);
+        }
+    }
+};
 
 // What formats have in common whose tiles hold words of 2 x 16 outputs. BYTES: of 16 outputs and one word.
 template <class A, int BYTES_>
@@ -82,38 +110,40 @@ struct WeightsInt8 : Words<Bf16, 32> {  // 16 outputs' first element of the word
 };
 #endif
 
-#ifndef AHEAD
-#define AHEAD 2048
-#endif
+// Bytes of weights that are asked for beforehand: more where a row or two leave memory no time to spare, fewer where the
+// rows need the first cache.
+constexpr int ahead(int rows) { return rows < 4 ? 4096 : 2048; }
 
-// sums[r][o] for `ROWS` rows and the 32 outputs of a tile. `stride`: bytes between rows.
+constexpr int SLICE_WORDS = SLICE / 4;
+
+// sums[r][o] for `ROWS` rows and the 32 outputs of a tile. rows: those of the first slice; `step`: bytes to the next one.
 template <class W, int ROWS>
 struct Multiply {
-    static void run(const char* weights, const char* rows, size_t stride, int words, float* sums);
+    static void run(const char* weights, const char* rows, size_t step, int words, float* sums);
 };
 
 template <class W, int ROWS>
-void Multiply<W, ROWS>::run(const char* weights, const char* rows, size_t stride, int words, float* sums) {
+void Multiply<W, ROWS>::run(const char* weights, const char* rows, size_t step, int words, float* sums) {
     using A = typename W::Activation;
     Vec low[ROWS], high[ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) low[r] = high[r] = zero();
-    const char* base[(ROWS + 2) / 3];
-#pragma GCC unroll 16
-    for (int b = 0; b < (ROWS + 2) / 3; ++b) base[b] = rows + 3 * b * stride;
+    for (; words > 0; words -= SLICE_WORDS, rows += step) {
+        const char* const end = rows + 4 * std::min(words, SLICE_WORDS);
 #pragma GCC unroll 1
-    for (int k = 0; k < words; ++k) {
-        const __m512i w0 = W::load(weights), w1 = W::load(weights + W::BYTES);
-        _mm_prefetch(weights + AHEAD, _MM_HINT_T0);
-        if (W::BYTES == 64) _mm_prefetch(weights + AHEAD + 64, _MM_HINT_T0);
-        weights += 2 * W::BYTES;
+        for (const char* word = rows; word < end; word += 4) {
+            const __m512i w0 = W::load(weights), w1 = W::load(weights + W::BYTES);
+            _mm_prefetch(weights + ahead(ROWS), _MM_HINT_NTA);
+            if (W::BYTES == 64) _mm_prefetch(weights + ahead(ROWS) + 64, _MM_HINT_NTA);
+            weights += 2 * W::BYTES;
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            int word;
-            std::memcpy(&word, base[r / 3] + (r % 3) * stride + 4 * size_t(k), 4);
-            const __m512i x = _mm512_set1_epi32(word);
-            low[r] = A::step(low[r], w0, x);
-            high[r] = A::step(high[r], w1, x);
+            for (int r = 0; r < ROWS; ++r) {
+                int two;
+                std::memcpy(&two, word + r * SLICE, 4);
+                const __m512i x = _mm512_set1_epi32(two);
+                low[r] = A::step(low[r], w0, x);
+                high[r] = A::step(high[r], w1, x);
+            }
         }
     }
 #pragma GCC unroll 16
@@ -134,12 +164,12 @@ struct Matmul {
 
     // Calls done(row, sums of 32 outputs) for every row.
     template <class F>
-    static void tile(const char* weights, const char* rows, size_t stride, int count, int words, F&& done) {
+    static void tile(const char* weights, const Rows& rows, int words, F&& done) {
         alignas(64) float sums[MAX_BLOCK * TILE];
-        const int blocks = (count + W::BLOCK - 1) / W::BLOCK;
+        const int count = int(rows.count), blocks = (count + W::BLOCK - 1) / W::BLOCK;
         for (int b = 0; b < blocks; ++b) {
             const int begin = count * b / blocks, size = count * (b + 1) / blocks - begin;
-            kernel(size, std::make_integer_sequence<int, W::BLOCK>())(weights, rows + begin * stride, stride, words, sums);
+            kernel(size, std::make_integer_sequence<int, W::BLOCK>())(weights, rows.data + begin * SLICE, count * SLICE, words, sums);
             for (int r = 0; r < size; ++r) done(begin + r, sums + r * TILE);
         }
     }

@@ -22,7 +22,8 @@ class Team {
     void resize(int threads) { threads_ = threads; }  // OpenMP may grant fewer than asked for
 
     // Does items 0 ... count-1 of a phase: a contiguous share each, then what others have left. Returns when all are
-    // done. Threads go through the same phases in order.
+    // done. Threads go through the same phases in order. Items are claimed a quarter of what is left at a time: a claim
+    // waits until all that was written before it has reached the caches.
     template <class F>
     void share(int phase, int thread, int count, F&& item) {
         if (!count) return;
@@ -31,8 +32,12 @@ class Team {
             const int owner = (thread + i) % threads_;
             const int begin = int(int64_t(count) * owner / threads_), end = int(int64_t(count) * (owner + 1) / threads_);
             std::atomic<int>& next = next_[size_t(phase) * width_ + owner].value;
-            if (next.load(std::memory_order_relaxed) >= end - begin) continue;
-            for (int at; (at = begin + next.fetch_add(1, std::memory_order_relaxed)) < end; ++mine) item(at);
+            for (int at = next.load(std::memory_order_relaxed), size; (size = end - begin - at) > 0;) {
+                const int until = at + (size + 3) / 4;
+                if (!next.compare_exchange_weak(at, until, std::memory_order_relaxed)) continue;
+                for (; at < until; ++at, ++mine) item(begin + at);
+                at = next.load(std::memory_order_relaxed);
+            }
         }
         if (threads_ == 1) return;
         if (mine && done_[phase].value.fetch_add(mine, std::memory_order_acq_rel) + mine == count) {
