@@ -265,17 +265,18 @@ def test_a_forward_that_takes_longer_than_measured_counts_for_what_it_takes() ->
 
 
 def test_promises_that_are_not_kept_are_believed_less() -> None:
-    clock = Clock()
-    mine = Controller(STEEP, Experience(), 64, 200, clock)
-    chances = [0.9 * 0.85**i for i in range(40)]
-    before = mine.best_size(chances)
-    for _ in range(20):
-        mine.begin(64)
-        mine.proposed(4.0)
-        clock.now += STEEP.target.cost(4, 64)
-        mine.settle(4, 1)
-    assert mine.best_size(chances) < before
-    assert controller(STEEP).best_size(chances) == before
+    def size(promised: float) -> int:
+        """Of the next tree, after steps of one token each."""
+        clock = Clock()
+        mine = Controller(STEEP, Experience(), 64, 200, clock)
+        for _ in range(20):
+            mine.begin(64)
+            mine.proposed(promised)
+            clock.now += STEEP.target.cost(4, 64)
+            mine.settle(4, 1)
+        return mine.best_size([0.9 * 0.85**i for i in range(40)])
+
+    assert size(promised=4.0) < size(promised=1.0)
 
 
 def test_reading_a_prompt_must_pay_beside_what_phrases_give() -> None:

@@ -16,13 +16,13 @@ from safetensors.numpy import save_file
 
 from ouroboros.errors import PoolFileError
 from ouroboros.phrases.harvest import TextHarvest, corrections
-from ouroboros.phrases.pool import Phrase, PhrasePool
+from ouroboros.phrases.pool import KEYS, Phrase, PhrasePool
 from ouroboros.phrases.storage import load_pool, save_pool
 from ouroboros.tree import Origin, TokenTree
 
 inserts = st.lists(
     st.tuples(
-        st.lists(st.integers(0, 3), min_size=1, max_size=4),
+        st.lists(st.integers(0, 3), min_size=1, max_size=9),
         st.lists(st.integers(0, 3), max_size=6),
         st.sampled_from([Origin.VERIFIED, Origin.CORRECTED, Origin.PROMPT, Origin.WINDOW]),
     ),
@@ -44,7 +44,7 @@ def test_bounds_and_no_duplicates(
         assert pool.keys <= keys
     by_key: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for key, phrase in pool.items():
-        assert 1 <= len(key) <= 3
+        assert len(key) in KEYS
         assert 1 <= len(phrase.tokens) <= length
         by_key.setdefault(key, []).append(phrase.tokens)
     assert len(pool) == sum(map(len, by_key.values()))
@@ -66,7 +66,7 @@ def test_lookup_is_a_trie_of_what_is_known(
     assert len(found.phrases) <= branches
     paths = {tuple(found.tree.path_tokens(node)) for node in range(len(found.tree))}
     assert paths == {p.tokens[:n] for p in found.phrases for n in range(min(length, len(p.tokens)) + 1)} | {()}
-    ranks = [phrase.expected() for phrase in found.phrases]
+    ranks = [phrase.expected for phrase in found.phrases]
     assert ranks == sorted(ranks, reverse=True)
     if branches and any(tokens and known[-1] == context[-1] for known, tokens, _ in entries):
         assert found.phrases
@@ -94,7 +94,7 @@ def test_success_overrules_the_prior() -> None:
         found = pool.lookup([1], 2, 1)
         pool.credit([1], found, [2])
     assert [phrase.tokens for phrase in pool.lookup([1], 2, 1).phrases] == [(2,), (3,)]
-    assert pool.lookup([1], 1, 1).phrases[0].rate() > 0.4
+    assert pool.lookup([1], 1, 1).phrases[0].rate > 0.4
 
 
 def test_window_junk_does_not_evict_verified_phrases() -> None:
@@ -134,7 +134,9 @@ def test_text_harvest_knows_every_ngram_as_if_it_had_come_at_once() -> None:
         return sorted((key, phrase.tokens) for key, phrase in pool.items())
 
     assert phrases(steps) == phrases(at_once)
-    assert sum(phrase.seen for _, phrase in at_once.items()) == sum(min(3, i) for i in range(1, 60))
+    assert sum(phrase.seen for _, phrase in at_once.items()) == sum(
+        length <= i for i in range(1, 60) for length in KEYS
+    )
     for start in range(3, 56):
         assert any(
             phrase.tokens == tuple(text[start : start + 4]) for phrase in steps.lookup(text[:start], 1000, 4).phrases
@@ -236,6 +238,21 @@ def test_other_files_and_other_vocabularies(tmp_path: Path) -> None:
     assert "No such file" in _one_line(error, tmp_path / "missing")
 
 
+def test_a_file_with_other_keys_loads_what_is_under_these(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "keys": np.array([[1, -1, -1], [2, 1, -1], [3, 2, 1]], np.int32),
+        "tokens": np.full((3, 2), 5, np.int32),
+        "counts": np.ones((3, 4), np.int64),
+    }
+    bounds = json.dumps({"max_keys": 5, "phrases_per_key": 5, "max_tokens": 5})
+    meta = {"format": "ouroboros-phrase-pool", "version": "1", "fingerprint": "words", "bounds": bounds}
+    save_file(arrays, path, meta)
+    pool = load_pool(path, "words")
+    assert [key for key, _ in pool.items()] == [(1,), (2, 1)]
+    assert all((phrase.seen, phrase.offered, phrase.accepted) == (1, 1, 1) for _, phrase in pool.items())
+
+
 def test_damaged_entries_and_versions(tmp_path: Path) -> None:
     path = tmp_path / "pool"
     arrays: dict[str, np.ndarray[Any, Any]] = {
@@ -265,8 +282,8 @@ def test_saving_where_one_cannot(tmp_path: Path) -> None:
 
 
 def test_expected_tokens_and_rate() -> None:
-    phrase = Phrase((1, 2), Origin.VERIFIED, 3)
-    assert phrase.expected() == pytest.approx(1.6)
-    phrase.offered, phrase.accepted = 8, 4
-    assert phrase.expected() == pytest.approx((4 + 2 * 1.6) / 10)
-    assert phrase.rate() == pytest.approx(phrase.expected() / (1 + phrase.expected()))
+    phrase = Phrase((1, 2), Origin.VERIFIED, 4)
+    assert phrase.expected == pytest.approx(2.0)
+    phrase.note(Origin.VERIFIED, 1, 8, 4)
+    assert phrase.expected == pytest.approx((4 + 2 * 2.0) / 10)
+    assert phrase.rate == pytest.approx(phrase.expected / (1 + phrase.expected))

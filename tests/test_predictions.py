@@ -11,6 +11,7 @@ import torch
 from ouroboros.config import SamplingParams
 from ouroboros.control.estimates import Calibration, Evidence
 from ouroboros.drafting.plan import Plan
+from ouroboros.phrases.pool import Phrase
 from ouroboros.phrases.predictions import Predictions
 from ouroboros.sampling import Sampler, rows
 from ouroboros.tree import Origin
@@ -92,3 +93,39 @@ def test_guesses_hang_below_a_node_as_long_as_they_are_likely() -> None:
     plan.recycle(0, [4], [0.6], near=False, least=0.05)
     assert len(plan) == 2
     assert math.isclose(plan.chances[1], 0.6)
+
+
+def test_a_prediction_behind_two_tokens_overrules_phrases() -> None:
+    """What both say has the prediction's evidence; what a phrase says alone is believed less, with all behind it."""
+
+    def phrases(*lists: tuple[int, ...]) -> list[Phrase]:
+        return [Phrase(tokens, Origin.VERIFIED, 4) for tokens in lists]
+
+    plan = Plan(3, Calibration())
+    plan.hang(0, phrases((4, 5), (6, 7)), 8, least=0.01)
+    before = dict(zip(plan.tree.tokens, plan.chances, strict=True))
+    for near in (False, True):
+        plan.recycle(0, [6, 8], [0.5, 0.4], near, least=0.05)
+        after = dict(zip(plan.tree.tokens, plan.chances, strict=True))
+        assert after[8] == pytest.approx(0.4)
+        if not near:
+            assert all(after[token] == before[token] for token in before)
+    assert after[6] == pytest.approx(0.5)
+    assert after[7] == pytest.approx(before[7] / before[6] * 0.5)
+    assert after[4] == pytest.approx(0.3 * before[4])
+    assert after[5] == pytest.approx(0.3 * before[5])
+    plan.learn([6, 7])
+    assert plan._calibration.chance(Evidence.AGAINST, 0.19) < 0.19
+
+
+def test_phrases_are_believed_by_the_length_of_their_match() -> None:
+    calibration = Calibration()
+    for key, right in ((1, False), (8, True)):
+        for _ in range(50):
+            plan = Plan(3, calibration)
+            plan.hang(0, [Phrase((4, 5), Origin.VERIFIED, key)], 8, least=0.0)
+            plan.learn([4, 5] if right else [9])
+    assert calibration.chance(Evidence.PHRASE, 0.375) < 0.1
+    assert calibration.chance(Evidence.PHRASE_6, 0.83) > 0.9
+    assert calibration.chance(Evidence.PHRASE_9, 0.83) > 0.9
+    assert calibration.chance(Evidence.PHRASE_3, 0.5) == 0.5  # not seen

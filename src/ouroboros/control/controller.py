@@ -26,7 +26,8 @@ __all__ = ["Control", "Controller"]
 
 PROBE_SHARE = 0.01  # of decoding time, for asking a draft model that does not pay
 OPENING = 1.33  # what a draft forward adds now, and the forwards that it makes possible, over what it adds now
-FADE = 0.97  # of a step's weight in the running rate, with each further step
+START = 2.0  # the running rate over plain decoding's, before anything is known
+FADE = 0.9  # of a step's weight in the running rate, with each further step: it is the rate of this part of the text
 DRAFTED = 6.0  # expected draft tokens that trust in expectations counts for, before anything is known
 MEMORY = 60.0  # expected draft tokens, after which older ones fade
 TRUSTED = (0.5, 1.2)  # the least and most of what was expected that is believed
@@ -81,8 +82,8 @@ class Controller:
         self.calibration = Calibration(experience.calibration)
         self._first = Share(experience.first.value, weight=1.5, memory=48)
         self._stretch = experience.stretch
-        self._seconds = 4 * self._costs.target[1]  # what is known of earlier requests counts for four plain steps
-        self._tokens = 4 * experience.rate
+        self._seconds = 4 * self._costs.target[1]
+        self._tokens = 4 * START
         self._draft_rows: list[int] = []
         self._draft_seconds = 0.0
         self._began = self._drafted = 0.0
@@ -248,7 +249,6 @@ class Controller:
         seconds = self._stretch[0] * checking + self._stretch[1] * drafting + forwards * known.overhead
         self._seconds = FADE * self._seconds + seconds
         self._written, self._taken = FADE * self._written + tokens, FADE * self._taken + seconds
-        known.rate = self.rate * self._stretch[0] * self._costs.target[1]
         known.seconds += now - self._began
         if self._probe:
             known.probing += self._drafted - self._began

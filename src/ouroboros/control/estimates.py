@@ -52,13 +52,17 @@ class Evidence(IntEnum):
     OTHER = 1  # another choice of the draft model's
     BOTH_FIRST = 2  # the pool, and it is the draft model's first choice
     BOTH_OTHER = 3  # the pool, and it is another choice of the draft model's
-    PHRASE = 4  # the pool alone, the draft model has not looked: a phrase's first token
-    PHRASE_SECOND = 5
-    PHRASE_LATER = 6
-    RECYCLED = 7  # what the target predicted behind the same two tokens: with this request's noise its first choice
-    RECYCLED_OTHER = 8
-    RECYCLED_FAR = 9  # behind the same one token
-    RECYCLED_FAR_OTHER = 10
+    PHRASE = 4  # the pool alone, the draft model has not looked: a phrase behind one matching token
+    PHRASE_2 = 5  # behind two
+    PHRASE_3 = 6
+    PHRASE_4 = 7  # or five
+    PHRASE_6 = 8  # to eight
+    PHRASE_9 = 9  # and more
+    AGAINST = 10  # a phrase, where the target's prediction behind the same two tokens guesses otherwise
+    RECYCLED = 11  # what the target predicted behind the same two tokens: with this request's noise its first choice
+    RECYCLED_OTHER = 12
+    RECYCLED_FAR = 13  # behind the same one token
+    RECYCLED_FAR_OTHER = 14
 
 
 class Calibration:

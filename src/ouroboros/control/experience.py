@@ -8,7 +8,6 @@ from ouroboros.control.estimates import Calibration, Share
 
 __all__ = ["Experience"]
 
-START = 1.4  # the running rate over plain decoding's, before anything is known
 FIRST, WINDOW = 0.7, 0.03  # the first choice is right; tokens by a forward's window: before anything is known
 
 
@@ -18,7 +17,7 @@ class Experience:
 
     Attributes:
         calibration: of chances. first: how often the draft model's first choice is right. window: tokens that a
-            lookahead window yields. rate: tokens per second over plain decoding's, as the last request ended.
+            lookahead window yields.
         stretch: what forwards of target and draft take over what was measured. overhead: seconds around a draft
             forward. seconds, probing: of decoding, and of that for draft forwards that were not expected to pay.
     """
@@ -26,7 +25,6 @@ class Experience:
     calibration: Calibration = field(default_factory=Calibration)
     first: Share = field(default_factory=lambda: Share(FIRST, weight=1.5, memory=96))
     window: Share = field(default_factory=lambda: Share(WINDOW, weight=30, memory=400))
-    rate: float = START
     stretch: list[float] = field(default_factory=lambda: [1.0, 1.0])
     overhead: float = 0.0
     seconds: float = 0.0

@@ -126,7 +126,7 @@ class OuroborosDrafter:
 
     def _hang_phrases(self, tree: TokenTree, node: int, branches: int, length: int) -> None:
         for phrase in self._offers.look_up(tree.path_tokens(node), branches, length).phrases:
-            below, chance, rate = node, self._chances[node], phrase.rate()
+            below, chance, rate = node, self._chances[node], phrase.rate
             for token in phrase.tokens[:length]:
                 chance *= rate
                 child = tree.child(below, token)

@@ -20,7 +20,9 @@ UNSCORED = -1
 NEARLY, LIKELY = 0.4, 0.03  # what a further choice of the draft model counts for, if it gave it this chance
 RECYCLED = (Evidence.RECYCLED, Evidence.RECYCLED_OTHER)
 RECYCLED_FAR = (Evidence.RECYCLED_FAR, Evidence.RECYCLED_FAR_OTHER)
-PHRASES = (Evidence.PHRASE, Evidence.PHRASE_SECOND, Evidence.PHRASE_LATER)
+PHRASES = [Evidence.PHRASE, Evidence.PHRASE, Evidence.PHRASE_2, Evidence.PHRASE_3]  # by matching tokens
+PHRASES += [Evidence.PHRASE_4] * 2 + [Evidence.PHRASE_6] * 3 + [Evidence.PHRASE_9]
+AGAINST = 0.3  # of a phrase's rate, where a prediction of the target's speaks against it
 
 
 class Plan:
@@ -47,31 +49,38 @@ class Plan:
         """Adds up to ``length`` tokens of each phrase below a node that the draft model has not scored, as long as they
         are accepted with a chance of ``least``."""
         for phrase in phrases:
-            below, rate = node, phrase.rate()
-            first, second, later = (self._calibration.chance(evidence, rate) for evidence in PHRASES)
-            evidence, local = Evidence.PHRASE, first
+            below, rate, matching = node, phrase.rate, phrase.key_length
             for token in phrase.tokens[:length]:
-                below = self._add(below, token, phrase.origin, evidence, rate, local)
+                evidence = PHRASES[min(matching, len(PHRASES) - 1)]
+                below = self._add(below, token, phrase.origin, evidence, rate, self._calibration.chance(evidence, rate))
                 if self.chances[below] < least:
                     break
-                evidence, local = (
-                    (Evidence.PHRASE_SECOND, second) if evidence is Evidence.PHRASE else (Evidence.PHRASE_LATER, later)
-                )
+                matching += 1
 
     def recycle(self, node: int, tokens: Sequence[int], probs: Sequence[float], near: bool, least: float) -> None:
         """Adds what the target model predicted elsewhere behind the same tokens, ``near``: the same two, below a node
-        that the draft model has not scored.
+        that the draft model has not scored. Such a prediction knows more than the phrases that hang there.
 
         Args:
             tokens, probs: best first. least: what is accepted with less than this chance is left out.
         """
         first, other = RECYCLED if near else RECYCLED_FAR
+        tree, phrases = self.tree, {}
+        if near:
+            phrases = {tree.tokens[child]: child for child in tree.children(node)}
         for rank, (token, prob) in enumerate(zip(tokens, probs, strict=True)):
             evidence = other if rank else first
+            if token in phrases:
+                self._set(phrases[token], evidence, prob)
+                continue
             chance = self._calibration.chance(evidence, prob)
-            if self.chances[node] * chance < least:
-                break
-            self._add(node, token, Origin.RECYCLED, evidence, prob, chance)
+            if self.chances[node] * chance >= least:
+                self._add(node, token, Origin.RECYCLED, evidence, prob, chance)
+        for token, child in phrases.items():
+            if token not in tokens:
+                self._set(child, Evidence.AGAINST, AGAINST * self._evidence[child][1])
+        if phrases:
+            self.settle(node + 1)
 
     def choose(
         self, node: int, tokens: Sequence[int], probs: Sequence[float], known: dict[int, float], least: float = 0.0
@@ -120,10 +129,10 @@ class Plan:
         self._evidence[node] = evidence, number
         self._local[node] = self._calibration.chance(evidence, number)
 
-    def settle(self) -> None:
-        """Carries changed chances down the tree."""
+    def settle(self, first: int = 1) -> None:
+        """Carries changed chances, of node ``first`` and later ones, down the tree."""
         chances, local, parents = self.chances, self._local, self.tree.parents
-        for node in range(1, len(chances)):
+        for node in range(first, len(chances)):
             chances[node] = chances[parents[node]] * local[node]
 
     def learn(self, tokens: Sequence[int]) -> list[float]:

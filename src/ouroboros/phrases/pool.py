@@ -1,4 +1,4 @@
-"""PhrasePool: short runs of tokens, found by the last one to three tokens before them.
+"""PhrasePool: short runs of tokens, found by the last one, two, four or eight tokens before them.
 
 Bounded in keys and in phrases per key. Under one key no phrase is a prefix of another, so nothing is stored or offered
 twice. Phrases are ranked by the tokens that they are expected to yield: a prior by origin and key length, overruled by
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ouroboros.phrases.predictions import Predictions
 from ouroboros.phrases.suffixes import SuffixIndex
@@ -18,44 +19,50 @@ from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["Found", "Phrase", "PhrasePool"]
 
-MAX_KEY = 3
-# Expected accepted tokens of a phrase never offered before, for a match of one, two and three tokens: what the embedded
-# pair showed on HumanEval at temperature 1, rounded (docs/LOG.md).
+KEYS = (1, 2, 4, 8)  # tokens that a phrase is found by
+MAX_KEY = KEYS[-1]
+# Expected accepted tokens of a phrase never offered before, for each of these: what the embedded pair showed on
+# HumanEval at temperature 1, rounded (docs/LOG.md).
 PRIORS = {
-    Origin.VERIFIED: (0.6, 1.1, 1.6),
-    Origin.PROMPT: (0.4, 0.7, 1.0),
-    Origin.CORRECTED: (0.25, 0.4, 0.7),
-    Origin.WINDOW: (0.2, 0.25, 0.3),
+    Origin.VERIFIED: dict(zip(KEYS, (0.6, 1.1, 2.0, 5.0), strict=True)),
+    Origin.PROMPT: dict(zip(KEYS, (0.4, 0.7, 1.5, 4.0), strict=True)),
+    Origin.CORRECTED: dict(zip(KEYS, (0.25, 0.4, 0.9, 1.3), strict=True)),
+    Origin.WINDOW: dict(zip(KEYS, (0.2, 0.25, 0.3, 0.3), strict=True)),
 }
 PRIOR_WEIGHT = 2.0  # offers that the prior counts for
 TRUST = {origin: rank for rank, origin in enumerate(reversed(PRIORS))}
 
 
 class Phrase:
-    """One phrase under one key. ``seen``: times it was inserted; ``offered``, ``accepted``: offers that were decided,
-    and tokens that proved right in them."""
+    """One phrase under one key.
 
-    __slots__ = ("accepted", "key_length", "offered", "origin", "seen", "tokens")
+    Attributes:
+        key_length: tokens of the key, of KEYS. seen: times it was inserted. offered, accepted: offers that were
+            decided, and tokens that proved right in them. expected: tokens that it should yield when it is offered.
+    """
+
+    __slots__ = ("accepted", "expected", "key_length", "offered", "origin", "seen", "tokens")
 
     def __init__(self, tokens: tuple[int, ...], origin: Origin, key_length: int) -> None:
         self.tokens = tokens
-        self.origin = origin
         self.key_length = key_length
-        self.seen = 1
-        self.offered = 0
-        self.accepted = 0
+        self.note(origin, 1, 0, 0)
 
-    def expected(self) -> float:
-        """Tokens that the phrase is expected to yield when it is offered."""
-        prior = PRIORS[self.origin][self.key_length - 1]
-        if self.seen > 1:
-            prior *= 1 + 0.25 * math.log2(self.seen)
-        return (self.accepted + PRIOR_WEIGHT * prior) / (self.offered + PRIOR_WEIGHT)
+    def note(self, origin: Origin, seen: int, offered: int, accepted: int) -> None:
+        """What is known of it now."""
+        self.origin, self.seen, self.offered, self.accepted = origin, seen, offered, accepted
+        prior = PRIOR_WEIGHT * PRIORS[origin][self.key_length]
+        if seen > 1:
+            prior *= 1 + 0.25 * math.log2(seen)
+        self.expected = (accepted + prior) / (offered + PRIOR_WEIGHT)
 
+    @property
     def rate(self) -> float:
         """The chance per token, 0 … 1, if acceptance is geometric: expected = rate / (1 - rate)."""
-        expected = self.expected()
-        return expected / (1 + expected)
+        return self.expected / (1 + self.expected)
+
+
+_expected = attrgetter("expected")
 
 
 class _Bucket:
@@ -120,13 +127,15 @@ class PhrasePool:
                 yield key, phrase
 
     def insert(self, context: Sequence[int], tokens: Sequence[int], origin: Origin, again: bool = False) -> None:
-        """Learns that ``tokens`` followed ``context``, under the last one, two and three tokens of it.
+        """Learns that ``tokens`` followed ``context``, under the last tokens of it.
 
         ``again``: this occurrence was counted before, and is now known further.
         """
         phrase = tuple(tokens[: self.max_tokens])
         if phrase:
-            for length in range(1, min(MAX_KEY, len(context)) + 1):
+            for length in KEYS:
+                if length > len(context):
+                    break
                 self._insert(tuple(context[-length:]), phrase, origin, 0 if again else 1)
 
     def _insert(self, key: tuple[int, ...], tokens: tuple[int, ...], origin: Origin, count: int) -> None:
@@ -140,14 +149,13 @@ class PhrasePool:
             if known[:size] == tokens or tokens[: len(known)] == known:  # one begins with the other: keep the longer
                 if size > len(known):
                     phrase.tokens = tokens
-                phrase.seen += count
-                if TRUST[origin] > TRUST[phrase.origin]:
-                    phrase.origin = origin
+                best = origin if TRUST[origin] > TRUST[phrase.origin] else phrase.origin
+                phrase.note(best, phrase.seen + count, phrase.offered, phrase.accepted)
                 break
         else:
             if len(phrases) >= self.phrases_per_key:
-                worst = min(phrases, key=Phrase.expected)
-                if PRIORS[origin][len(key) - 1] < worst.expected():
+                worst = min(phrases, key=_expected)
+                if PRIORS[origin][len(key)] < worst.expected:
                     return
                 phrases.remove(worst)
                 self._count -= 1
@@ -173,11 +181,11 @@ class PhrasePool:
         """
         candidates: list[Phrase] = []
         if branches > 0:
-            for size in range(min(MAX_KEY, len(context)), 0, -1):
-                bucket = self._buckets.get(tuple(context[-size:]))
+            for size in reversed(KEYS):
+                bucket = self._buckets.get(tuple(context[-size:])) if size <= len(context) else None
                 if bucket is not None:
                     candidates += bucket.phrases
-        candidates.sort(key=Phrase.expected, reverse=True)  # stable: of equals the longer match stays first
+        candidates.sort(key=_expected, reverse=True)  # stable: of equals the longer match stays first
         chosen: list[Phrase] = []
         starts: list[tuple[int, ...]] = []
         for phrase in candidates:
@@ -197,17 +205,16 @@ class PhrasePool:
                 if token != real:
                     break
                 matched += 1
-            phrase.offered += 1
-            phrase.accepted += matched
+            phrase.note(phrase.origin, phrase.seen, phrase.offered + 1, phrase.accepted + matched)
             if matched:
                 bucket = self._buckets.get(tuple(context[-phrase.key_length :]))
                 if bucket is not None:
                     bucket.useful = True
 
     def restore(self, key: tuple[int, ...], phrase: Phrase) -> None:
-        """Puts a stored phrase back under its key (see storage.py); bounds hold as for ``insert``."""
+        """Puts a stored phrase back under its key, of a length in KEYS; bounds hold as for ``insert``."""
         self._insert(key, phrase.tokens[: self.max_tokens], phrase.origin, phrase.seen)
         bucket = self._buckets.get(key)
         for known in bucket.phrases if bucket is not None else ():
             if known.tokens == phrase.tokens:
-                known.seen, known.offered, known.accepted = phrase.seen, phrase.offered, phrase.accepted
+                known.note(known.origin, phrase.seen, phrase.offered, phrase.accepted)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ouroboros.errors import PoolFileError
-from ouroboros.phrases.pool import MAX_KEY, Phrase, PhrasePool
+from ouroboros.phrases.pool import KEYS, MAX_KEY, Phrase, PhrasePool
 from ouroboros.tree import Origin
 
 __all__ = ["load_pool", "save_pool"]
@@ -101,18 +101,20 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
         pool = PhrasePool(**json.loads(metadata["bounds"]))
         for key, tokens, (origin, seen, offered, accepted) in zip(*(a.tolist() for a in arrays), strict=True):
             key = tuple(token for token in key if token >= 0)
-            phrase = Phrase(tuple(token for token in tokens if token >= 0), _ORIGINS[origin], len(key))
-            if not key or not phrase.tokens or min(seen, offered + 1, accepted + 1) < 1:
+            known = tuple(token for token in tokens if token >= 0)
+            if not key or not known or min(seen, offered + 1, accepted + 1) < 1:
                 raise ValueError("an empty entry")
-            phrase.seen, phrase.offered, phrase.accepted = seen, offered, accepted
-            pool.restore(key, phrase)
+            if len(key) in KEYS:  # else the file is of a version that had other keys, and knows it under these too
+                phrase = Phrase(known, _ORIGINS[origin], len(key))
+                phrase.note(phrase.origin, seen, offered, accepted)
+                pool.restore(key, phrase)
         pool.outputs.extend(more.get("outputs", ()))
         pool.outputs.close()
         for token, *behind in more.get("successors", ()):
             pool.successors[token] = tuple(one for one in behind if one >= 0)
         for (before, last, *ids), logs in zip(more.get("predictions", ()), more.get("logs", ()), strict=True):
-            known = array("i", (one for one in ids if one >= 0))
-            pool.predictions.restore(None if before < 0 else before, last, known, array("f", logs[: len(known)]))
+            row = array("i", (one for one in ids if one >= 0))
+            pool.predictions.restore(None if before < 0 else before, last, row, array("f", logs[: len(row)]))
         return pool
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or "it is no phrase pool, or damaged"
