@@ -35,7 +35,8 @@ class Verdict:
         tree: the tree that was scored.
         path: accepted nodes, the root first: what the cache keeps.
         tokens, origins: the new tokens in order, with the bonus token unless a stop token was accepted.
-        predictions: for each node the target's token behind it: its draw on the accepted path, elsewhere its argmax.
+        predictions: for each node the target's draw behind it; where draws depend on the history, off the accepted path
+            its argmax.
         logits_NV: the target's raw logits behind each node.
     """
 
@@ -69,13 +70,14 @@ def verify(
         tree: its root is the last token of ``sequence``. logits_NV: the target's logits behind each node.
         sequence: all committed tokens. stop_ids: tokens that end the output where they are accepted.
     """
-    predictions = sampler.argmax(logits_NV)
+    positions = [len(sequence) + depth for depth in tree.depths]
+    plain = not sampler.needs_history  # then all are drawn at once, with one transfer from the device
+    predictions = sampler.draw(logits_NV, positions, []) if plain else sampler.argmax(logits_NV)
 
     def draw(node: int) -> int:
-        if not sampler.plain_greedy:
-            history = Histories(sequence, [tree.path_tokens(node)] if sampler.needs_history else [])
-            position = len(sequence) + tree.depths[node]
-            predictions[node] = sampler.draw(logits_NV[node : node + 1], [position], history)[0]
+        if not plain:
+            history = Histories(sequence, [tree.path_tokens(node)])
+            predictions[node] = sampler.draw(logits_NV[node : node + 1], [positions[node]], history)[0]
         return predictions[node]
 
     found = walk(tree, 0, draw, stop_ids)

@@ -25,6 +25,7 @@ from ouroboros.verify import Verdict
 __all__ = ["ControlledDrafter"]
 
 NODES = 160  # of a plan: phrases behind phrases end here
+WORTH = 1.5  # rows' prices that a node must be worth for a look at what may follow it
 GUESSES = 6  # from one row of recycled predictions
 RIGHT = 0.8  # how often the draft model's first choice is right where they are of no use in greedy decoding
 
@@ -199,10 +200,11 @@ class ControlledDrafter:
         tree = plan.tree
         ranked = sorted(plan.chances[1:], reverse=True)
         least = self._controller.row_price(1 + self._controller.best_size(ranked))
+        enough = WORTH * least
         while self._looked < min(len(plan), NODES):
             node = self._looked
             self._looked += 1
-            if plan.scored[node] != UNSCORED or plan.chances[node] < least or tree.depths[node] >= room:
+            if plan.scored[node] != UNSCORED or plan.chances[node] < enough or tree.depths[node] >= room:
                 continue
             found = self._offers.look_up(tree.path_tokens(node), options.branches, options.branch_tokens)
             plan.hang(node, found.phrases, options.branch_tokens, least)
