@@ -1,4 +1,4 @@
-"""What the command line shows: text coloured by source, figures, the demo's table. Knows nothing of models or options.
+"""What the command line shows: text coloured by source, figures, tables. Knows nothing of models or options.
 
 Invariant: model text reaches a terminal only through ``showable``, so it can neither move the cursor nor be markup.
 """
@@ -9,27 +9,16 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TextIO
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment, Segments
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
-from ouroboros.bench.demo import MethodRow
 from ouroboros.stats import Decision, Stats
-
-if TYPE_CHECKING:  # torch comes with it
-    from ouroboros.bench.audit import AuditReport, PromptAudit
-    from ouroboros.bench.nearness import Choice
-    from ouroboros.bench.search import Setting
-    from ouroboros.control.cost import CostProfile
-    from ouroboros.control.tuned import Tuned
-    from ouroboros.training.report import DistillReport
 
 __all__ = ["Screen", "showable"]
 
@@ -46,16 +35,6 @@ _STYLES_16 = {  # the nearest of 16 colours would be yellow and white, which nob
 }
 _MEANINGS = {"draft": "draft model", "phrase": "phrase pool", "bonus": "target model"}
 _BRANCHING = ("lookahead", "ouroboros", "suffix_decoding", "token_recycling")  # they send trees where they may
-_CAPTION = (
-    "The embedded models are tiny: a forward costs little more than its overhead, so this table shows what the "
-    "methods do (forwards, acceptance, the same text), not a speed-up."
-)
-_CLOSING = {
-    "identical": "Lossless here: every output is that of plain decoding, token for token.",
-    "near-tie": "Lossless up to rounding: outputs part at near-ties alone, where either token may be drawn.",
-    "defect": "NOT lossless: rounding does not explain what differs.",
-}
-
 _CONTROLS: dict[int, str | None] = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0))}
 _CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): None}
 
@@ -171,58 +150,10 @@ class Screen:
     def demo_figures(self, stats: Stats) -> None:
         self._out.print(Text(f"\n{_figures(stats)}", style="dim"), soft_wrap=True)
 
-    def demo_table(self, rows: Sequence[MethodRow], title: str) -> None:
-        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-        table.add_column("method", no_wrap=True)
-        for heading in ("tokens per target forward", "draft forwards per new token", "acceptance rate", "tokens/s"):
-            table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-        table.add_column("same text as plain")
-        for row in rows:
-            stats = row.stats
-            table.add_row(
-                row.method,
-                f"{stats.tokens_per_target_forward:.2f}",
-                f"{stats.draft_forwards_per_token:.2f}",
-                f"{stats.acceptance_rate:.0%}" if stats.draft_tokens else "–",
-                f"{stats.tokens_per_second:.0f}",
-                "yes" if row.same_text else "no",
-            )
-        self._out.print()
-        self._out.print(table)
-        self._out.print(Text(_CAPTION, style="dim"))
-
-    def profile(self, profile: CostProfile, name: str) -> None:
-        """T(n): milliseconds, what more rows cost beside one, and a bar for each."""
-        longest = max(max(times) for times in profile.seconds)
-        for context, seconds, spread in zip(profile.contexts, profile.seconds, profile.spread, strict=True):
-            table = Table(box=SIMPLE_HEAD, pad_edge=False)
-            for heading in ("rows", "ms", "±", "× one row", "ms a row"):
-                table.add_column(heading, justify="right", no_wrap=True)
-            table.add_column("", no_wrap=True)
-            for n, time, width in zip(profile.rows, seconds, spread, strict=True):
-                bar = "█" * max(1, round(30 * time / longest))
-                cells = f"{1e3 * time:.2f}", f"{5e2 * width:.2f}", f"{time / seconds[0]:.2f}", f"{1e3 * time / n:.3f}"
-                table.add_row(str(n), *cells, bar)
-            self._out.print(Text(f"{name}, {context} positions cached: {profile.model}", style="bold"), soft_wrap=True)
-            self._out.print(table)
-        self._out.print(Text(profile.machine, style="dim"), soft_wrap=True)
-
-    def tuned(self, found: Tuned, tried: Sequence[Setting]) -> None:
-        """The settings that were tried, best first, and the one that was chosen."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("setting", no_wrap=True)
-        for heading in ("tokens/s, replayed", "measured"):
-            table.add_column(heading, justify="right")
-        for one in tried:
-            name = "plain decoding" if one.options is None else _assignments(one.options)
-            chosen = one.options == found.options
-            cells = ["" if figure is None else f"{figure:.1f}" for figure in (one.replayed, one.measured)]
-            table.add_row(f"{name}  ← chosen" if chosen else name, *cells, style="bold" if chosen else "")
-        self._out.print(table)
-        text = f"{found.speed_up:.2f} × plain decoding on {found.prompts} prompts × {found.new_tokens} tokens"
-        if found.speed_up < 1:
-            text += ": without drafts (--method autoregressive) these are written faster"
-        self._out.print(Text(text), soft_wrap=True)
+    def show(self, parts: Iterable[RenderableType]) -> None:
+        """Results on standard output; lines of text are not broken."""
+        for part in parts:
+            self._out.print(part, soft_wrap=isinstance(part, Text))
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int, str], None]]:
@@ -241,62 +172,6 @@ class Screen:
 
             yield tell
 
-    def distilled(self, report: DistillReport) -> None:
-        """What a draft was worth before it was trained, and is worth now."""
-        settings = report.settings
-        for loss, figure in report.trials.items():
-            line = f"trial of {loss}: {figure:.3f} tokens per target forward"
-            self._out.print(Text(line, style="dim"), soft_wrap=True)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("method", no_wrap=True)
-        for heading in ("temperature", "tokens per target forward", "before", "tokens/s", "before"):
-            table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-        for old, new in zip(report.before, report.after, strict=True):
-            low, high = new.interval
-            table.add_row(
-                f"speculative, γ = {settings.gamma}" if new.method == "speculative" else new.method,
-                f"{new.temperature:g}",
-                f"{new.tokens_per_target_forward:.2f}\u00a0({low:.2f}–{high:.2f})",
-                f"{old.tokens_per_target_forward:.2f}",
-                f"{new.tokens_per_second:.0f}",
-                f"{old.tokens_per_second:.0f}",
-            )
-        self._out.print(table)
-        size = f"{report.draft_parameters / 1e6:.1f} M parameters, target {report.target_parameters / 1e6:.1f} M"
-        line = f"{settings.out}: {size}; {settings.steps} steps, loss {report.loss}"
-        self._out.print(Text(showable(line), style="dim"), soft_wrap=True)
-
-    def audit(self, report: AuditReport, piece: Callable[[int], str]) -> None:
-        """The table, each divergence, the rounding, and the verdict. ``piece``: a token's text."""
-        params = report.params
-        how = "greedy" if params.greedy else f"temperature {params.temperature:g}, seed {params.seed}"
-        size = f"{len(report.methods[0].prompts)} prompts, up to {params.max_new_tokens} new tokens each, {how}"
-        title = f"Against plain decoding: {report.backend}, {report.dtype} on {report.device}; {size}"
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("method", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-        for heading in ("identical prompts", "near-ties", "defects", "tokens compared"):
-            table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-        for method in report.methods:
-            counts = [str(count) for count in method.counts.values()]
-            compared = sum(prompt.compared for prompt in method.prompts)
-            table.add_row(method.method, method.verdict, *counts, str(compared))
-        self._out.print(Text(title), soft_wrap=True)
-        self._out.print(table)
-        for method in report.methods:
-            for prompt in method.prompts:
-                if prompt.divergence is not None:
-                    self._out.print(Text(f"{method.method}, {_divergence(prompt, piece)}"), soft_wrap=True)
-        noise = report.noise
-        spreads = {"batch": noise.batch, "tree": noise.tree, "commit": noise.commit}
-        measured = ", ".join(f"{name} {spread.largest:.2g}" for name, spread in spreads.items())
-        line = f"Rounding moves logits (of up to {noise.scale:.3g}) by up to {noise.bound:.2g}: {measured}"
-        self._out.print(Text(line, style="dim"), soft_wrap=True)
-        for name in noise.unexplained:
-            line = f"Beyond rounding: {name} rows differ by up to {spreads[name].largest:.2g}"
-            self._out.print(Text(line), soft_wrap=True)
-        self._out.print(Text(_CLOSING[report.verdict], style="bold"), soft_wrap=True)
-
 
 def _figures(stats: Stats) -> str:
     parts = [
@@ -309,10 +184,6 @@ def _figures(stats: Stats) -> str:
     if stats.cached_tokens:
         parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens from the cache")
     return ", ".join(parts)
-
-
-def _assignments(options: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults"
 
 
 def _explanation(number: int, decision: Decision) -> str:
@@ -341,18 +212,3 @@ def _restrictions(stats: Stats) -> str:
         [] if stats.draft_trees else ["the draft model takes chains only: it drafted without a window and branches"]
     )
     return "; ".join(parts)
-
-
-def _divergence(prompt: PromptAudit, piece: Callable[[int], str]) -> str:
-    found = prompt.divergence
-    assert found is not None
-
-    def say(name: str, choice: Choice | None) -> str:
-        if choice is None:
-            return f"{name} has ended"
-        edges = "".join(f", {edge.replace('_', '-')} edge {distance:+.2g}" for edge, distance in choice.edges.items())
-        return f"{name} {choice.token} {showable(repr(piece(choice.token)))} (gap {choice.gap:.2g}{edges})"
-
-    drawn = f"{say('plain', found.plain)}, accelerated {say('', found.accelerated).lstrip()}"
-    where = f"prompt {prompt.number}, new token {found.index + 1}: {found.verdict}"
-    return f"{where}: {drawn}; margin {found.margin:.2g}, rounding up to {found.tolerance:.2g}"

@@ -71,6 +71,7 @@ def audit(
     dtype and device: a near-tie, or a defect. Exit status: 0 without defects, 1 with one.
     """
     from ouroboros._render import Screen
+    from ouroboros._tables import of_audit
 
     settings = method_settings(assignments)
     prompts = _prompts(texts, prompt_file)
@@ -100,7 +101,7 @@ def audit(
         screen.text(to_json(report.to_dict()))
     else:
         words = loaded.tokenizer
-        screen.audit(report, lambda token: "" if words is None else words.decode([token]))
+        screen.show(of_audit(report, lambda token: "" if words is None else words.decode([token])))
     if report.verdict == "defect":
         raise click.exceptions.Exit(1)
 

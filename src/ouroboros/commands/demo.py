@@ -26,6 +26,7 @@ _SEED = 1
 def demo(tools: Tools, max_new_tokens: int, temperature: float) -> None:
     """Complete three prompts with the embedded pair, then compare all methods on them."""
     from ouroboros._render import Screen
+    from ouroboros._tables import of_demo
     from ouroboros.bench.demo import compare, demo_prompts
 
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=_SEED)
@@ -52,4 +53,4 @@ def demo(tools: Tools, max_new_tokens: int, temperature: float) -> None:
         rows = compare(load, prompts, params, progress)
     tools.interrupts.check()
     how = "greedy" if params.greedy else f"temperature {temperature:g}, seed {_SEED}"
-    screen.demo_table(rows, f"{len(prompts)} prompts, up to {max_new_tokens} new tokens each, {how}")
+    screen.show(of_demo(rows, f"{len(prompts)} prompts, up to {max_new_tokens} new tokens each, {how}"))

@@ -73,6 +73,7 @@ def distill(context: click.Context, /, threads: int | None, resume: bool, as_jso
     an ordinary directory in Hugging Face layout for --draft.
     """
     from ouroboros._render import Screen
+    from ouroboros._tables import of_distilled
 
     tools: Tools = context.obj
     given = {name: value for name, value in values.items() if _is_given(context, name)}
@@ -91,7 +92,7 @@ def distill(context: click.Context, /, threads: int | None, resume: bool, as_jso
     if as_json:
         screen.text(to_json(report.to_dict()))
     else:
-        screen.distilled(report)
+        screen.show(of_distilled(report))
 
 
 def _is_given(context: click.Context, name: str) -> bool:

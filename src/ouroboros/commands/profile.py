@@ -46,6 +46,7 @@ def profile(
     directory, one for each model, dtype, device and number of threads.
     """
     from ouroboros._render import Screen
+    from ouroboros._tables import of_profile
 
     sizes, cached = _sizes("--rows", rows), _sizes("--context", contexts)
     if plot is not None:
@@ -76,7 +77,7 @@ def profile(
         screen.text(to_json({name: dataclasses.asdict(one) for name, one in found.items()}))
     else:
         for name, one in found.items():
-            screen.profile(one, name)
+            screen.show(of_profile(one, name))
     if plot is not None:
         from ouroboros.bench.plots import draw_profiles
 

@@ -49,6 +49,7 @@ def tune(
     no options are given.
     """
     from ouroboros._render import Screen
+    from ouroboros._tables import of_tuned
 
     if target is not None and draft is None:
         raise InputError("tune is for a pair: give --draft with --target")
@@ -88,7 +89,7 @@ def tune(
         values = {**dataclasses.asdict(found), "tried": [dataclasses.asdict(one) for one in tried]}
         screen.text(to_json({**values, "file": None if no_save else str(path)}))
     else:
-        screen.tuned(found, tried)
+        screen.show(of_tuned(found, tried))
         screen.note("not kept" if no_save else f"kept in {path}")
 
 
