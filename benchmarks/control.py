@@ -119,7 +119,7 @@ def main() -> None:
 
 def measured_costs() -> Costs:
     target = load_grown(EMBEDDED / "target", "0.35b", dtype="bfloat16", device="cpu")
-    draft = load_grown(EMBEDDED / "draft", "62m", dtype="int8", device="cpu")
+    draft = load_grown(EMBEDDED / "draft", "62m", dtype="w8a8", device="cpu")
     return Costs(*(measure(model, ROWS, (CONTEXT,), 9, typical=min) for model in (target, draft)))
 
 

@@ -55,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 TINY = {**COMMON, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-ROUNDED = ("int8", "int4")  # the kernels with such weights
+ROUNDED = ("int8", "int4", "w8a8")  # the kernels with such weights
 LIMIT = "reading the weights"  # no engine: bytes of the bf16 weights and the cache that a forward reads, summed up
 ENGINES = ("kernels", *ROUNDED, "packed", "plain", "transformers eager", "transformers", "llama.cpp", LIMIT)
 Forward = Callable[[list[int]], Any]  # rows behind the cached positions; returns their logits
@@ -329,8 +329,8 @@ def report(raw: dict[str, Any]) -> str:
         "bf16, 256 positions in the cache, logits of all rows; medians in ms (least in brackets), "
         f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to "
         f"{raw['load'][1]:.1f}: above the number of threads, only the least say what an engine can do."
-        " `kernels` is the default on CPUs with AVX-512, `int8` and `int4` are the same with such weights; `packed` "
-        "and `plain` are what other CPUs get. `transformers` computes attention by its default (sdpa), or eager.",
+        " `kernels` is the default on CPUs with AVX-512, `int8`, `int4` and `w8a8` are the same with such weights; "
+        "`packed` and `plain` are what other CPUs get. `transformers` computes attention by its default (sdpa), or eager.",
         "",
     ]
     if "threads" in raw:  # later than the first runs

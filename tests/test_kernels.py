@@ -184,7 +184,8 @@ def rounded(config: Mapping[str, Any], weights: str, engine: str) -> dict[str, T
 @pytest.mark.parametrize("variant", ["grouped", "tied", "biases", "round sizes"])
 @pytest.mark.parametrize("engine", ["kernels", "plain", "static"])
 def test_quantised(variant: str, weights: str, engine: str) -> None:
-    """As if the weights had been rounded before; the rest rounds as bf16 does, on every engine."""
+    """As if the weights had been rounded before; the rest rounds as bf16 does, on every engine. Rows of 8 bits, which
+    the kernels alone have, are as much coarser."""
     if engine == "kernels" and not available(weights):
         pytest.skip(str(library.library()))
     config = {**BASE, **VARIANTS[variant]}
@@ -194,7 +195,11 @@ def test_quantised(variant: str, weights: str, engine: str) -> None:
     assert (small.info.dtype, small.info.engine.split(" (")[0]) == (weights, engine)
     half = model(variant, torch.bfloat16, engine)
     error = (life(half) - life(model(variant, torch.float64, "plain"))).abs().mean()  # of bf16 itself
-    assert (life(small) - life(exact)).abs().mean() <= 1.4 * error
+    found = (life(small) - life(exact)).abs().mean()
+    if (weights, engine) == ("w8a8", "kernels"):
+        assert error < found <= 3.5 * error
+    else:
+        assert found <= 1.4 * error
 
 
 def test_rounding() -> None:

@@ -459,7 +459,7 @@ def test_dtype(pair: Mapping[str, Any], dtype: Any) -> None:
     assert decoder.draft is not None
     assert decoder.target.info.dtype == name
     kernels = decoder.target.info.engine == "kernels"
-    assert decoder.draft.info.dtype == ("int8" if name == "bfloat16" and kernels else name)
+    assert decoder.draft.info.dtype == ("w8a8" if name == "bfloat16" and kernels else name)
     same = ouroboros.load(**pair, dtype=dtype, draft_dtype=dtype, device="cpu")
     assert same.draft is not None
     assert same.draft.info.dtype == name
@@ -472,7 +472,7 @@ def test_auto_dtype_is_each_models_own(models: Mapping[str, Path], monkeypatch: 
     decoder = ouroboros.load(target, models["bare draft"], device="cpu")
     assert decoder.draft is not None
     kernels = decoder.target.info.engine == "kernels"
-    assert (decoder.target.info.dtype, decoder.draft.info.dtype) == ("bfloat16", "int8" if kernels else "float32")
+    assert (decoder.target.info.dtype, decoder.draft.info.dtype) == ("bfloat16", "w8a8" if kernels else "float32")
     embedded = ouroboros.load(method="autoregressive", device="cpu")
     assert embedded.target.info.dtype == "float32"  # small, on a CPU
     monkeypatch.setattr(loading, "SMALL", 1)

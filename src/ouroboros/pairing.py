@@ -71,7 +71,7 @@ def load(
         engine: what computes in the native decoder: ``auto``, the fastest that is to be had, or one that must be had:
             ``kernels`` (C++, on CPUs with AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or ``plain``,
             or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which it is.
-        draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``int8`` beside a bfloat16 target in the C++ kernels,
+        draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``w8a8`` beside a bfloat16 target in the C++ kernels,
             where a draft forward costs the time to read its weights. What is drafted is verified whatever drafts it.
 
     Raises:
@@ -167,7 +167,7 @@ def _load_draft(
         return _load_model(source, draft_dtype, *rest)
     if isinstance(source, str | os.PathLike) and target.dtype == "bfloat16" and target.engine == "kernels":
         with contextlib.suppress(UnsupportedArchitecture, LoadError):  # what is wrong with it is said below
-            return _load_model(source, "int8", *rest)
+            return _load_model(source, "w8a8", *rest)
     return _load_model(source, dtype, *rest)
 
 

@@ -14,6 +14,7 @@ from ouroboros.errors import InputError
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel
 from ouroboros.models.grow import write_grown
+from ouroboros.models.quantised import QUANTISED
 from ouroboros.pairing import EMBEDDED
 from ouroboros.text import Tokenizer
 
@@ -54,7 +55,7 @@ def open_pair(
         if settings.grow is not None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ouroboros-grown-")))
             sources = (target or str(EMBEDDED / "target"), draft or str(EMBEDDED / "draft"))
-            rounded = settings.dtype in ("int8", "int4")  # made of bfloat16 when they are loaded
+            rounded = settings.dtype in QUANTISED  # made of bfloat16 when they are loaded
             for name, source, shape in zip(("target", "draft"), sources, settings.grow, strict=True):
                 progress(f"growing the {name}")
                 write_grown(source, shape, directory / name, "bfloat16" if rounded else settings.dtype)

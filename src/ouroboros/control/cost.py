@@ -157,9 +157,9 @@ def measure(
                 break
         times: dict[int, list[float]] = {n: [] for n in rows}
         for _ in range(repeats):
-            if info.device == "cpu":  # others share their memory with nobody
-                reads.append(memory_speed().read())
             for n in order.sample(rows, len(rows)):
+                if info.device == "cpu":  # others share their memory with nobody
+                    reads.append(memory_speed().read())
                 times[n].append(_time(context, _tree(tokens[-1], n, info), tokens))
         medians.append(tuple(typical(times[n]) for n in rows))
         spreads.append(tuple(_spread(times[n]) for n in rows))

@@ -2,6 +2,7 @@
 //
 // Called through ctypes: plain structs and pointers, no header of Python or PyTorch.
 #include "forward.h"
+#include "read.h"
 #include "rows.h"
 
 namespace {
@@ -31,6 +32,9 @@ bool with_format(int format, F&& action) {
         case 1: action(WeightsBf16()); return true;
         case 2: action(WeightsInt8()); return true;
         case 3: action(WeightsInt4()); return true;
+#ifdef __AVX512VNNI__
+        case 4: action(WeightsW8A8()); return true;
+#endif
 #endif
         default: return false;
     }
@@ -78,6 +82,9 @@ int ouroboros_forward(const Model* model, const Sequence* sequences, int count, 
         return 1;
     }
 }
+
+// Reads `size` bytes of memory once.
+float ouroboros_read(const float* words, int64_t size, int threads) { return read_once(words, size, threads); }
 
 // Gumbel noise of tokens 0 ... count-1 at a position.
 void ouroboros_noise(uint64_t seed, uint64_t position, int count, float* out) { gumbel_row(seed, position, count, out); }

@@ -11,6 +11,7 @@
 #include "matmul.h"
 #include "plan.h"
 #include "team.h"
+#include "w8a8.h"
 
 // One thread's grow-only memory for the forwards that it calls for.
 static char* workspace(size_t bytes) {
@@ -46,7 +47,8 @@ void rms_norm(X&& x, const float* weight, int size, float eps, To&& out) {
     }
 }
 
-constexpr int FEW = 4;  // rows
+constexpr int FEW = 4;        // rows that each thread norms for itself
+constexpr int FEW_ROUND = 16;  // and that it rounds
 
 template <class W>
 struct Forward : Plan {
@@ -56,8 +58,10 @@ struct Forward : Plan {
 
     Rows x, qkv;                      // fp32
     Rows normed, attended, inner;     // activations; normed: the first thread's, if each has its own
+    char* rounded;                    // rows that are rounded for a product
+    bool each_rounds;                 // each thread for itself
     Element* queries;                 // [rows, heads, head size]
-    size_t normed_size, scratch_size;  // of one thread
+    size_t normed_size, rounded_size, scratch_size;  // of one thread
     char* scratch;
 
     Element* cache(const Sequence& s, int layer, int values, int head) const {
@@ -71,23 +75,42 @@ struct Forward : Plan {
         const size_t scores = round64(MAX_QUERIES * AttentionScratch::span_stride(span) * 4 + 64);
         scratch_size = packed + scores + MAX_QUERIES * AttentionScratch::out_stride(m.head_size) * 4;
         normed_size = Rows::size(most, m.hidden * e);
+        each_rounds = most <= FEW_ROUND;
+        rounded_size = W::Head::ROUNDS_ROWS ? Rows::size(most, std::max({size_t(m.hidden), heads, size_t(m.inner)}) * e) : 0;
         const size_t sizes[] = {Rows::size(n, m.hidden * 4), Rows::size(n, all * 4), normed_size * (most <= FEW ? threads : 1),
-                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * e), scratch_size * threads};
+                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * e), scratch_size * threads,
+                                rounded_size * (each_rounds ? threads : 1)};
         size_t total = 0;
         for (size_t size : sizes) total += size;
         char* at = workspace(total);
-        char* parts[7];
-        for (int i = 0; i < 7; at += sizes[i++]) parts[i] = at;
+        char* parts[8];
+        for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
         x = {parts[0], n}, qkv = {parts[1], n}, normed = {parts[2], n}, attended = {parts[3], n}, inner = {parts[4], n};
-        queries = (Element*)parts[5], scratch = parts[6];
+        queries = (Element*)parts[5], scratch = parts[6], rounded = parts[7];
+    }
+
+    // The rows that a product of this format takes.
+    template <class Format>
+    Rows product_rows(Team& team, int& phase, int thread, int inputs, const Rows& rows) {
+        if constexpr (Format::ROUNDS_ROWS) {
+            const int count = int(rows.count);
+            const Rows to = {rounded + (each_rounds ? thread * rounded_size : 0), rows.count};
+            if (each_rounds)
+                for (int r = 0; r < count; ++r) Format::round(rows, to, r, inputs);
+            else
+                team.share(phase++, thread, count, [&](int r) { Format::round(rows, to, r, inputs); });
+            return to;
+        }
+        return rows;
     }
 
     // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
     template <class Format, class F>
-    void multiply_all(Team& team, int phase, int thread, const Matrix& w, const Rows& in, F&& done) {
+    void multiply_all(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
         const int words = w.inputs / A::PER_WORD;
+        const Rows in = product_rows<Format>(team, phase, thread, w.inputs, rows);
         const size_t size = Format::tile_size(words);
-        team.share(phase, thread, (w.outputs + TILE - 1) / TILE, [&](int tile) {
+        team.share(phase++, thread, (w.outputs + TILE - 1) / TILE, [&](int tile) {
             const int o = tile * TILE, left = std::min(TILE, w.outputs - o);
             Matmul<Format>::tile(w.weights + tile * size, in, words, [&](int r, float* sums) {
                 for (int i = 0; i < TILE; i += LANES) {
@@ -112,12 +135,10 @@ struct Forward : Plan {
             }
             return;
         }
-        const size_t words = m.head.inputs / A::PER_WORD, lane = o % LANES;
         using Head = typename W::Head;
-        const char* at = m.head.weights + o / TILE * Head::tile_size(int(words)) + o % TILE / LANES * Head::BYTES;
+        const char* tile = m.head.weights + o / TILE * Head::tile_size(m.head.inputs / A::PER_WORD);
         const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
-        for (size_t w = 0; w < words; ++w, at += 2 * Head::BYTES)
-            for (int i = 0; i < A::PER_WORD; ++i) *x.at<float>(r, w * A::PER_WORD + i) = Head::one(at, int(lane), i) * factor;
+        for (int i = 0; i < m.hidden; ++i) *x.at<float>(r, i) = Head::element(tile, o % TILE, i) * factor;
     }
 
     // Norms, turns and stores one head of a row: of its queries, its keys or its values.
@@ -192,7 +213,7 @@ struct Forward : Plan {
                 Fp32::store(to + i, some, Fp32::load(to + i, some) + _mm512_load_ps(sums + i) * all(m.residual_multiplier));
             }
         };
-        Team team(threads, 8 * m.layers + 3);
+        Team team(threads, 12 * m.layers + 4);
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp single
@@ -218,7 +239,7 @@ struct Forward : Plan {
             for (int l = 0; l < m.layers; ++l) {
                 const Layer& layer = m.layer[l];
                 const Rows in = norms(n, nullptr, layer.input_norm);
-                multiply_all<W>(team, phase++, me, layer.qkv, in, [&](int r, int o, int left, const float* sums) {
+                multiply_all<W>(team, phase, me, layer.qkv, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES)
                         Fp32::store(qkv.at<float>(r, o + i), first(left - i), _mm512_load_ps(sums + i));
                 });
@@ -233,19 +254,19 @@ struct Forward : Plan {
                     }
                     attend_item(items[i], l, me);
                 });
-                multiply_all<W>(team, phase++, me, layer.out, attended, add);
+                multiply_all<W>(team, phase, me, layer.out, attended, add);
                 const Rows again = norms(n, nullptr, layer.post_norm);
                 // A tile's outputs are 16 of the gate and the same 16 of up.
-                multiply_all<W>(team, phase++, me, layer.gate_up, again, [&](int r, int o, int, const float* sums) {
+                multiply_all<W>(team, phase, me, layer.gate_up, again, [&](int r, int o, int, const float* sums) {
                     const Vec gate = _mm512_load_ps(sums), up = _mm512_load_ps(sums + LANES);
                     const Vec silu = gate / (all(1.f) + exp16(zero() - gate));
                     A::store(inner.at<Element>(r, o / 2), first(m.inner - o / 2), silu * up);
                 });
-                multiply_all<W>(team, phase++, me, layer.down, inner, add);
+                multiply_all<W>(team, phase, me, layer.down, inner, add);
             }
             if (wanted_count) {
                 const Rows in = norms(wanted_count, wanted, m.norm);
-                multiply_all<typename W::Head>(team, phase++, me, m.head, in, [&](int r, int o, int left, const float* sums) {
+                multiply_all<typename W::Head>(team, phase, me, m.head, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES)
                         A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), _mm512_load_ps(sums + i) / all(m.logits_divisor));
                 });

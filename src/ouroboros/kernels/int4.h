@@ -12,6 +12,7 @@
 struct WeightsInt4 {
     using Activation = Bf16;
     using Head = WeightsInt8;
+    static constexpr bool ROUNDS_ROWS = false;
     static constexpr int BLOCK = 6;  // rows: so measured, more compute more slowly
     static constexpr int WORDS = 16, GROUP = 2 * WORDS, LINE = 64, BYTES = WORDS / 2 * LINE + LINE;
 

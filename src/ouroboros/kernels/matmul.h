@@ -44,17 +44,20 @@ struct Rows {
 template <class A, int BYTES_>
 struct Words {
     using Activation = A;
+    static constexpr bool ROUNDS_ROWS = false;
     static constexpr int BYTES = BYTES_, BLOCK = MAX_BLOCK;
     static size_t tile_size(int words) { return size_t(words) * 2 * BYTES; }
     static char* at(char* tile, int output) { return tile + output / LANES * BYTES; }
+    static const char* word(const char* tile, int output, int word) { return tile + (2 * word + output / LANES) * BYTES; }
 };
 
-// Weight formats. `load` gives 16 outputs of one word of inputs; `one` an element of that; `pack` writes one output (null:
-// zeros) into its place in a tile and returns its scale. Head: the output matrix's format in such a model.
+// Weight formats. `load` gives 16 outputs of one word of inputs; `element` one weight; `pack` writes one output (null: zeros)
+// into its place in a tile and returns its scale. Head: the output matrix's format in such a model. ROUNDS_ROWS: whether a
+// product takes rows that `round` has made.
 struct WeightsFp32 : Words<Fp32, 64> {
     using Head = WeightsFp32;
     static __m512i load(const char* p) { return _mm512_load_si512(p); }
-    static float one(const char* p, int lane, int) { return ((const float*)p)[lane]; }
+    static float element(const char* tile, int output, int input) { return ((const float*)word(tile, output, input))[output % LANES]; }
     static float pack(const float* row, int words, char* tile, int output) {
         char* to = at(tile, output);
         for (int w = 0; w < words; ++w, to += 2 * BYTES) ((float*)to)[output % LANES] = row ? row[w] : 0.f;
@@ -73,7 +76,9 @@ static inline float bf16(uint16_t bits) {
 struct WeightsBf16 : Words<Bf16, 64> {
     using Head = WeightsBf16;
     static __m512i load(const char* p) { return _mm512_load_si512(p); }
-    static float one(const char* p, int lane, int i) { return bf16(((const uint16_t*)p)[2 * lane + i]); }
+    static float element(const char* tile, int output, int input) {
+        return bf16(((const uint16_t*)word(tile, output, input / 2))[2 * (output % LANES) + input % 2]);
+    }
     static float pack(const uint16_t* row, int words, char* tile, int output) {
         char* to = at(tile, output) + 4 * (output % LANES);
         for (int w = 0; w < words; ++w, to += 2 * BYTES) {
@@ -96,16 +101,28 @@ struct WeightsInt8 : Words<Bf16, 32> {  // 16 outputs' first element of the word
         // whole numbers this small have zeros in the lower half of their float
         return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(b));
     }
-    static float one(const char* p, int lane, int i) { return float(((const int8_t*)p)[LANES * i + lane]); }
+    static float element(const char* tile, int output, int input) {
+        return float(((const int8_t*)word(tile, output, input / 2))[LANES * (input % 2) + output % LANES]);
+    }
+
+    // How one output's weights (or none) become whole numbers.
+    struct Rounding {
+        float scale, inverse;
+        Rounding(const uint16_t* row, int words) {
+            float top = 0;
+            for (int i = 0; row && i < 2 * words; ++i) top = std::max(top, std::fabs(finite(row[i])));
+            scale = top / 127, inverse = top > TINY ? 127 / top : 0;
+        }
+        static float finite(uint16_t bits) { return std::min(std::max(bf16(bits), -LARGEST), LARGEST); }
+        int operator()(uint16_t bits) const { return int(std::lrintf(finite(bits) * inverse)); }
+    };
+
     static float pack(const uint16_t* row, int words, char* tile, int output) {
+        const Rounding rounding(row, words);
         char* to = at(tile, output) + output % LANES;
-        const auto finite = [](uint16_t bits) { return std::min(std::max(bf16(bits), -LARGEST), LARGEST); };
-        float top = 0;
-        for (int i = 0; row && i < 2 * words; ++i) top = std::max(top, std::fabs(finite(row[i])));
-        const float scale = top / 127, inverse = top > TINY ? 127 / top : 0;
         for (int w = 0; w < words; ++w, to += 2 * BYTES)
-            for (int i = 0; i < 2; ++i) to[LANES * i] = row ? char(std::lrintf(finite(row[2 * w + i]) * inverse)) : 0;
-        return scale;
+            for (int i = 0; i < 2; ++i) to[LANES * i] = row ? char(rounding(row[2 * w + i])) : 0;
+        return rounding.scale;
     }
 };
 #endif

@@ -6,7 +6,7 @@ extern "C" {
 struct Matrix {
     const char* weights;  // packed
     const float* bias;    // or null
-    const float* scale;   // of each output; null but for int8
+    const float* scale;   // of each output; null but for int8 and w8a8
     int outputs, inputs;
 };
 
@@ -18,7 +18,7 @@ struct Layer {
 };
 
 struct Model {
-    int format;  // of the weights; 0: fp32, 1: bf16, 2: int8, 3: int4, these two with bf16 rows
+    int format;  // of the weights; 0: fp32, 1: bf16, 2: int8, 3: int4, 4: w8a8, these with bf16 rows
     int vocabulary, hidden, inner, layers, heads, kv_heads, head_size;
     float eps, attention_scale, embedding_multiplier, residual_multiplier, logits_divisor;
     const void* embedding;  // [vocabulary, hidden] as it is, or null: that of the head

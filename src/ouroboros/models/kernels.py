@@ -24,7 +24,7 @@ from ouroboros.models.weights import Reader
 
 __all__ = ["FORMATS", "KernelDecoder", "unsupported"]
 
-FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}  # of the weights
+FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "w8a8": 4}  # of the weights
 ALIGNMENT = 64
 LARGE_PAGE = 1 << 21
 
@@ -84,7 +84,7 @@ def unsupported(
     if isinstance(found, str):
         return found
     weights = weights or str(dtype).removeprefix("torch.")
-    return None if found.ouroboros_supports(FORMATS[weights]) else "the processor lacks avx512_bf16"
+    return None if found.ouroboros_supports(FORMATS[weights]) else "the processor lacks avx512_bf16 or avx512_vnni"
 
 
 class _Arena:
@@ -116,7 +116,7 @@ class KernelDecoder:
     """Computes forwards of one model (see llama.Decoder).
 
     Args:
-        weights: of FORMATS; with int8 and int4 rows are bfloat16. ``unsupported`` must be None.
+        weights: of FORMATS; with the last three rows are bfloat16. ``unsupported`` must be None.
     """
 
     def __init__(self, reader: Reader, weights: str) -> None:
@@ -220,7 +220,7 @@ class KernelDecoder:
     def _pack(self, weight: Tensor, bias: Tensor | None, outputs: int, gate_up: int, weights: int) -> _Matrix:
         shape = (*weight.shape, gate_up)
         to = self._large.take(self._library.ouroboros_packed_size(weights, *shape))
-        scale = self._small.take(4 * outputs) if weights == FORMATS["int8"] else None
+        scale = self._small.take(4 * outputs) if weights in (FORMATS["int8"], FORMATS["w8a8"]) else None
         self._library.ouroboros_pack(weights, weight.data_ptr(), *shape, to, scale)
         return _Matrix(to, self._floats(bias), scale, outputs, weight.shape[1])
 

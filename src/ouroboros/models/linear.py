@@ -1,9 +1,9 @@
 """Linear layers of PyTorch's operators, by weight format.
 
 ``plain``: the checkpoint's matrix, any type and device. ``packed``: bfloat16 on a CPU in oneDNN's own blocked layout,
-made once; several times as fast for a few rows, where ``plain`` lays it out anew in every call. ``int8``, ``int4``:
-rounded weights (quantised.py), with PyTorch's operators for them where these take the shape and give the right numbers
-on the device; else the matrix is written out in the rows' type for each product.
+made once; several times as fast for a few rows, where ``plain`` lays it out anew in every call. ``int8``, ``int4``,
+``w8a8``: rounded weights (quantised.py), with PyTorch's operators for them where these take the shape and give the
+right numbers on the device; else the matrix is written out in the rows' type for each product.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INNER_TILES = 8  # of 16 inputs, in CUDA's layout of 4-bit weights
 def linear(weight: Tensor, bias: Tensor | None, how: str) -> Linear:
     """x [N, inputs] to [N, outputs]; keeps the weight, or its packed or rounded copy. ``how``: a format above."""
     if how in QUANTISED:
-        run = {"int8": _int8, "int4": _int4}[how](quantise(weight, how), weight.dtype)
+        run = {"int8": _int8, "int4": _int4, "w8a8": _int8}[how](quantise(weight, how), weight.dtype)
         return run if bias is None else lambda x: run(x) + bias
     if how == "plain":
         return lambda x: F.linear(x, weight, bias)

@@ -1,8 +1,9 @@
 """Weights in 8 or 4 bits: what a matrix is rounded to. Every engine computes with these numbers (linear.py, kernels/).
 
 ``int8``: whole numbers from -127 to 127 and a scale for each output. ``int4``: from -8 to 7 and a scale for each group
-of 32 inputs of an output, 4.5 bits a weight; the output matrix, whose errors nothing mends, is int8 then. Embeddings
-stay as they are. It knows nothing of files or of how a product is computed.
+of 32 inputs of an output, 4.5 bits a weight; the output matrix, whose errors nothing mends, is int8 then. ``w8a8``:
+weights as int8; the C++ kernels also round what a product takes (kernels/w8a8.h), for draft models. Embeddings stay as
+they are. It knows nothing of files or of how a product is computed.
 
 Tensor names: O outputs, I inputs, G groups.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 
 __all__ = ["GROUP", "QUANTISED", "Quantised", "head_format", "quantise", "weight_bytes"]
 
-QUANTISED = ("int8", "int4")
+QUANTISED = ("int8", "int4", "w8a8")
 GROUP = 32  # inputs
 AT_ONCE = 1 << 20  # weights whose floats are in memory together
 # A group's largest weight becomes one of these before rounding: 8 uses all steps on its side, 9 cuts it off, 7 is
@@ -68,13 +69,13 @@ def _rounded_bytes(name: str, dtype: str) -> float:
         return 4
     if "embed_tokens" in name:
         return 2
-    return 1 if dtype == "int8" or "lm_head" in name else 0.5 + 2 / GROUP
+    return 1 if dtype != "int4" or "lm_head" in name else 0.5 + 2 / GROUP
 
 
 def quantise(weight_OI: Tensor, weights: str) -> Quantised:
     """Rounds a matrix of any type, on its device."""
     rows = max(1, AT_ONCE // weight_OI.shape[1])
-    round_rows = {"int8": _int8, "int4": _int4}[weights]
+    round_rows = {"int8": _int8, "int4": _int4, "w8a8": _int8}[weights]
     parts = [round_rows(part.float()) for part in weight_OI.split(rows)]
     return Quantised(torch.cat([numbers for numbers, _ in parts]), torch.cat([scale for _, scale in parts]))
 
