@@ -330,7 +330,8 @@ def report(raw: dict[str, Any]) -> str:
         f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to "
         f"{raw['load'][1]:.1f}: above the number of threads, only the least say what an engine can do."
         " `kernels` is the default on CPUs with AVX-512, `int8`, `int4` and `w8a8` are the same with such weights; "
-        "`packed` and `plain` are what other CPUs get. `transformers` computes attention by its default (sdpa), or eager.",
+        "`packed` and `plain` are what other CPUs get. `transformers` computes attention by its default (sdpa), or "
+        "eager.",
         "",
     ]
     if "threads" in raw:  # later than the first runs
