@@ -20,6 +20,7 @@ from ouroboros.control.estimates import Calibration, Evidence, Share
 from ouroboros.control.experience import Experience
 from ouroboros.control.known import short_look
 from ouroboros.control.memory import MemorySpeed, shifted
+from ouroboros.control.tables import HANDLING
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.decoder import decode
 from ouroboros.drafting.base import Drafter
@@ -210,7 +211,8 @@ def test_the_size_of_the_tree_is_the_best_of_all(costs: Costs) -> None:
     chances = sorted((0.9 * 0.8**i for i in range(40)), reverse=True)
 
     def value(size: int) -> float:
-        return sum(chances[:size]) - mine.rate * (costs.target.cost(size + 1, 64) - costs.target.cost(1, 64))
+        seconds = costs.target.cost(size + 1, 64) - costs.target.cost(1, 64) + HANDLING * size
+        return sum(chances[:size]) - mine.rate * seconds
 
     assert value(mine.best_size(chances)) == pytest.approx(max(map(value, range(41))))
 

@@ -13,6 +13,7 @@ __all__ = ["ROWS", "Tables", "at"]
 
 ROWS = 256  # forwards over more rows are priced on the last slope
 STEP, FASTEST = 1.1, 4.0  # memory's speed over that of the profile: in steps, and at most
+HANDLING = 1.5e-4  # seconds that a row of the target costs around its forward: look-ups, draws, what is learned
 
 
 class Tables:
@@ -22,7 +23,8 @@ class Tables:
         costs: of both models. memory: how fast it is now; None where T(n) stays as it was measured.
 
     Attributes:
-        target, draft: seconds of a forward over n rows, for n = 0 … ``ROWS``, never falling.
+        target, draft: seconds of a forward over n rows, for n = 0 … ``ROWS``, never falling; the target's with what is
+            done for each row around it.
     """
 
     def __init__(self, costs: Costs, memory: MemorySpeed | None) -> None:
@@ -40,7 +42,8 @@ class Tables:
         if context > 1.25 * self._context or ratios != self._ratios:
             self._context, self._ratios = max(context, self._context), ratios
             near = round(self._context, 1 - len(str(self._context)))  # its first digit, so that few tables are made
-            self.target, self.draft = (_table(costs, near, ratio) for costs, ratio in zip(both, ratios, strict=True))
+            self.target = _table(both[0], near, ratios[0], HANDLING)
+            self.draft = _table(both[1], near, ratios[1], 0.0)
 
 
 def at(table: Sequence[float], rows: int) -> float:
@@ -59,10 +62,10 @@ def _ratio(now: float, measured: float | None) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(profile: CostProfile, context: int, ratio: float) -> list[float]:
+def _table(profile: CostProfile, context: int, ratio: float, handling: float) -> list[float]:
     """Seconds by number of rows, never falling: where noise made more rows cheaper they are not. ``ratio``: what memory
-    takes now over what it took when they were measured."""
+    takes now over what it took when they were measured. ``handling``: of each row, beside its forward."""
     found = [0.0]
     for rows in range(1, ROWS + 1):
         found.append(max(found[-1], profile.cost(rows, context)))
-    return shifted(found, ratio)
+    return [seconds + rows * handling for rows, seconds in enumerate(shifted(found, ratio))]
