@@ -23,9 +23,10 @@ bench: $(READY)  ## measure every method and transformers on nine tasks: under 2
 	@cat $(RESULTS)/$@.md
 
 # Other programs, shuffled memories and the ablation on some of the prompts alone: the report says on which.
-bench-full: $(READY)  ## 8 prompts a task, longer outputs, all states, ablation: 75 minutes; the README's table
+bench-full: $(READY)  ## 8 prompts a task, longer outputs, all states, ablation: 90 minutes; the README's table
 	@mkdir -p $(RESULTS)
-	$(BENCH) --prompts 8 --new-tokens 128 --state cold --state warm --state shuffled --shuffled-prompts 1 \
+	$(BENCH) --prompts 8 --warm-prompts 8 --new-tokens 128 \
+		--state cold --state warm --state shuffled --shuffled-prompts 1 \
 		--ablation --ablation-prompts 4 \
 		--ablation-task humaneval --ablation-task math_reasoning --ablation-task multi_turn
 	@cat $(RESULTS)/$@.md

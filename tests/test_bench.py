@@ -14,13 +14,14 @@ import pytest
 
 from ouroboros import cli
 from ouroboros.bench.benchmark import benchmark
+from ouroboros.bench.bounds import bounds
 from ouroboros.bench.cases import cut, plan, token_ids
 from ouroboros.bench.excerpt import BEGIN, END, write_excerpt
 from ouroboros.bench.figures import Figures
 from ouroboros.bench.measuring import agreement, decoder_for
 from ouroboros.bench.pair import BenchPair
 from ouroboros.bench.peers import Absent, PeerResult
-from ouroboros.bench.records import Results, read_results
+from ouroboros.bench.records import Case, Results, Run, read_results
 from ouroboros.bench.report import markdown
 from ouroboros.bench.reproduced import reproduced
 from ouroboros.bench.settings import BenchSettings, contestants
@@ -32,6 +33,7 @@ from ouroboros.errors import InputError
 from ouroboros.generate import Decoder
 from ouroboros.models.recorded import RecordedModel, Recording
 from ouroboros.pairing import EMBEDDED, load
+from ouroboros.stats import chain_bound, speculative_estimate
 from tests.pairs import Pair
 
 TINY = BenchSettings(
@@ -563,6 +565,29 @@ def test_figures_of_known_runs(found: Results) -> None:
     text = markdown(dataclasses.replace(found, cases=cases))
     assert "| two ⚠ |" in text
     assert "absent: gone (it went away)" in text
+
+
+def test_bounds_are_those_of_the_memory_while_a_prompt_ran() -> None:
+    seconds = (0.020, 0.0205, 0.0215, 0.030, 0.110)
+    target = CostProfile("", "", (1, 4, 8, 16, 64), (1,), (seconds,), ((0.0,) * 5,))
+    draft = CostProfile("", "", (1,), (1,), ((0.002,),), ((0.0,),))
+
+    def case(token: float, agreed: int | None = 9) -> Case:
+        run = Run("autoregressive", "autoregressive", 0.0, 0.0, 10 * token, 10, 10)
+        return Case("one", "0", 0, 0.0, 0, 5, 0, 0.0, agreed, tuple(range(10)), (run,))
+
+    profiles = {"target": target, "draft": draft}
+    slow, fast, both = (bounds(cases, profiles) for cases in ([case(0.020)], [case(0.013)], [case(0.020), case(0.013)]))
+    assert slow is not None
+    assert fast is not None
+    assert both is not None
+    assert slow.agreement == 0.9
+    assert slow.chain == pytest.approx(chain_bound(0.9, lambda rows: target.cost(rows, 1)))
+    assert slow.speculative == pytest.approx(speculative_estimate(0.9, lambda rows: target.cost(rows, 1), 0.002))
+    assert fast.chain < 0.8 * slow.chain, "rows cost more beside a token where memory is fast"
+    assert both.chain == pytest.approx(math.sqrt(slow.chain * fast.chain))
+    assert bounds([case(0.020, None)], profiles) is None
+    assert bounds([case(0.020)], {"target": target}) is None
 
 
 def test_the_report_names_everything(found: Results) -> None:

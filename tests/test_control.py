@@ -19,7 +19,7 @@ from ouroboros.control.cost import CostProfile, Costs
 from ouroboros.control.estimates import Calibration, Evidence, Share
 from ouroboros.control.experience import Experience
 from ouroboros.control.known import short_look
-from ouroboros.control.memory import MemorySpeed, shifted
+from ouroboros.control.memory import MemorySpeed, leasts, shifted
 from ouroboros.control.tables import HANDLING
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.decoder import decode
@@ -148,6 +148,8 @@ def test_memory_is_read_again_when_the_last_read_is_old(monkeypatch: pytest.Monk
         now[0] += 1.0
         found.append(speed.now())
     assert found == [5.0, 5.0, 4.4, 4.4]  # the least of the last three: a single slow read is a disturbance
+    assert leasts([5.0, 9.0, 8.0, 4.4, 9.0]) == [5.0, 4.4, 4.4], "a profile says the same of the same reads"
+    assert leasts([5.0]) == [5.0]
 
 
 def test_the_controller_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

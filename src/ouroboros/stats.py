@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 __all__ = [
+    "LONGEST_CHAIN",
     "LOOPING",
     "Decision",
     "Stats",
@@ -38,7 +39,7 @@ __all__ = [
 
 LOOPING = 0.2  # texts with a larger share of repeated 4-grams flatter every method that copies
 _ROUNDS = 2000  # of the bootstrap
-_LONGEST_CHAIN = 64
+LONGEST_CHAIN = 64  # tokens, of the chains that bounds are made of
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -109,13 +110,13 @@ def chain_bound(agreement: float, cost: Callable[[int], float]) -> float:
         agreement: α, share of positions at which the draft model draws the target's token. cost: T(n), seconds of a
             target forward over n rows; a chain of n - 1 drafts needs n, and yields 1 + α + … + α^(n-1) tokens.
     """
-    return max(_chain(agreement, n - 1) * cost(1) / cost(n) for n in range(1, _LONGEST_CHAIN + 1))
+    return max(_chain(agreement, n - 1) * cost(1) / cost(n) for n in range(1, LONGEST_CHAIN + 1))
 
 
 def speculative_estimate(agreement: float, cost: Callable[[int], float], draft_seconds: float) -> float:
     """As ``chain_bound``, where each draft costs ``draft_seconds``: speculative decoding at its best γ (Leviathan et
     al. 2023, theorem 3.8, with a measured T(n))."""
-    lengths = range(_LONGEST_CHAIN)
+    lengths = range(LONGEST_CHAIN)
     return max(_chain(agreement, g) * cost(1) / (cost(g + 1) + g * draft_seconds) for g in lengths)
 
 

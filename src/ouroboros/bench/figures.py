@@ -11,21 +11,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ouroboros.bench.bounds import Bounds, bounds
 from ouroboros.bench.records import Case, Results, Run
 from ouroboros.bench.settings import PLAIN, BenchSettings, Contestant, contestants
 from ouroboros.stats import (
     LOOPING,
-    chain_bound,
     fraction_of_bound,
     geometric_mean,
     quantile,
-    speculative_estimate,
     speed_up,
     speed_up_interval,
     times_per_token,
 )
 
-__all__ = ["Bounds", "Figures", "Speed", "Totals"]
+__all__ = ["Figures", "Speed", "Totals"]
 
 Pair = tuple[Run, Run]
 Item = tuple[Pair, ...]  # the runs of one item (several turns) and what they are held against
@@ -60,15 +59,6 @@ class Totals:
     same: int
     compared: int
     verdicts: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What measured agreement and T(n) allow on a task: a chain whose drafts cost nothing, and speculative decoding."""
-
-    agreement: float
-    chain: float
-    speculative: float
 
 
 class Figures:
@@ -161,26 +151,9 @@ class Figures:
             verdicts=Counter(str(run.divergence["verdict"]) for run in runs if run.divergence is not None),
         )
 
-    def agreement(self, task: str, temperature: float) -> float | None:
-        """α: share of positions at which the draft model draws the target's token."""
-        known = [(case.agreed, len(case.token_ids)) for case in self.cases(task, temperature)]
-        agreed = sum(count for count, _ in known if count is not None)
-        positions = sum(size for count, size in known if count is not None)
-        return agreed / positions if positions else None
-
     def bounds(self, task: str, temperature: float) -> Bounds | None:
-        alpha = self.agreement(task, temperature)
-        profiles = self.results.profiles
-        if alpha is None or not {"target", "draft"} <= set(profiles):
-            return None
-        cases = self.cases(task, temperature)
-        context = sum(case.prompt_tokens + len(case.token_ids) // 2 for case in cases) // len(cases)
-
-        def cost(rows: int) -> float:
-            return profiles["target"].cost(rows, context)
-
-        draft_seconds = profiles["draft"].cost(1, context)
-        return Bounds(alpha, chain_bound(alpha, cost), speculative_estimate(alpha, cost, draft_seconds))
+        """What is possible on this task; see bounds.py."""
+        return bounds(self.cases(task, temperature), self.results.profiles)
 
     def best_rival(self, label: str, task: str, temperature: float) -> tuple[str, Speed] | None:
         """The fastest of the other methods, plain decoding among them, with the same state of memory or none, and this

@@ -173,8 +173,9 @@ def _bounds(figures: Figures, temperature: float) -> str:
         )
     head = ["task", "α", "speculative at its best γ, estimated", "free chain (bound)", label or "–", "of the bound"]
     text = (
-        "α: share of positions at which the draft model draws the target's token. From it and the measured T(n): the "
-        "speed-up of speculative decoding at its best γ, and of the best chain whose drafts cost nothing."
+        "α: share of positions at which the draft model draws the target's token. From it and the measured T(n), "
+        "shifted by what plain decoding of each prompt took over T(1), as memory was then: the speed-up of speculative "
+        "decoding at its best γ, and of the best chain whose drafts cost nothing."
     )
     return f"## What is possible, {how(temperature)}\n\n{text}\n\n{table(head, rows)}"
 

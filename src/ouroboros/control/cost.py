@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ouroboros.control.memory import memory_speed
+from ouroboros.control.memory import leasts, memory_speed
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest
@@ -163,7 +163,7 @@ def measure(
                 times[n].append(_time(context, _tree(tokens[-1], n, info), tokens))
         medians.append(tuple(typical(times[n]) for n in rows))
         spreads.append(tuple(_spread(times[n]) for n in rows))
-    read = typical(reads) if reads else None
+    read = typical(leasts(reads)) if reads else None
     return CostProfile(
         describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads), read
     )

@@ -17,7 +17,7 @@ import torch
 
 from ouroboros.kernels.library import library
 
-__all__ = ["MemorySpeed", "memory_speed", "shifted"]
+__all__ = ["MemorySpeed", "leasts", "memory_speed", "shifted"]
 
 SIZE = 16 << 20  # bytes, more than what a forward of a large model leaves of them in the caches
 EVERY = 0.25  # seconds between reads: a thousandth of the time goes into them
@@ -51,6 +51,11 @@ class MemorySpeed:
             self._last = time.perf_counter()
             self._least = min(self._seen)
         return self._least
+
+
+def leasts(reads: Sequence[float]) -> list[float]:
+    """What ``MemorySpeed.now`` would have said behind each of these reads that has enough before it."""
+    return [min(reads[i : i + KEPT]) for i in range(max(1, len(reads) - KEPT + 1))]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ __all__ = ["ROWS", "Tables", "at"]
 
 ROWS = 256  # forwards over more rows are priced on the last slope
 STEP, FASTEST = 1.1, 4.0  # memory's speed over that of the profile: in steps, and at most
-HANDLING = 1.5e-4  # seconds that a row of the target costs around its forward: look-ups, draws, what is learned
+HANDLING = 1e-4  # seconds that a row of the target costs around its forward: look-ups, draws, what is learned
 
 
 class Tables:

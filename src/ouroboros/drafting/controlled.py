@@ -25,7 +25,7 @@ from ouroboros.verify import Verdict
 __all__ = ["ControlledDrafter"]
 
 NODES = 160  # of a plan: phrases behind phrases end here
-WORTH = 3.0  # rows' prices that a node must be worth for a look at what may follow it
+WORTH = 2.0  # rows' prices that a node must be worth for a look at what may follow it
 GUESSES = 3  # from one row of recycled predictions
 RIGHT = 0.8  # how often the draft model's first choice is right where they are of no use in greedy decoding
 
