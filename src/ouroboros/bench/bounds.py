@@ -15,7 +15,7 @@ from ouroboros.control.cost import CostProfile
 from ouroboros.control.memory import shifted
 from ouroboros.stats import LONGEST_CHAIN, chain_bound, geometric_mean, speculative_estimate
 
-__all__ = ["Bounds", "agreement", "bounds"]
+__all__ = ["Bounds", "bounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Bounds:
     speculative: float
 
 
-def agreement(cases: Sequence[Case]) -> float | None:
+def _agreement(cases: Sequence[Case]) -> float | None:
     """α: share of positions at which the draft model draws the target's token."""
     known = [(case.agreed, len(case.token_ids)) for case in cases if case.agreed is not None]
     positions = sum(size for _, size in known)
@@ -41,7 +41,7 @@ def bounds(cases: Sequence[Case], profiles: Mapping[str, CostProfile]) -> Bounds
     Args:
         profiles: of ``target`` and ``draft``.
     """
-    alpha = agreement(cases)
+    alpha = _agreement(cases)
     if alpha is None or not {"target", "draft"} <= set(profiles):
         return None
     each = [_of_case(case, alpha, profiles["target"], profiles["draft"]) for case in cases]
