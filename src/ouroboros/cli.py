@@ -6,7 +6,6 @@ transformers.
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from ouroboros.commands.demo import demo
 from ouroboros.commands.distill import distill
 from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Place, Tools
-from ouroboros.commands.process import run
+from ouroboros.commands.process import keep_loaded, run
 from ouroboros.commands.profile import profile
 from ouroboros.commands.tune import tune
 from ouroboros.config import MethodOptions
@@ -88,9 +87,7 @@ def _load(
         pool_read_only=pool_read_only,
         options=options,
     )
-    # What stays for good: a full collection over it took 0.1 s, in the middle of decoding.
-    gc.collect()
-    gc.freeze()
+    keep_loaded()
     return decoder
 
 

@@ -7,7 +7,6 @@ benchmark goes on where it stopped; memories that depend on earlier prompts are 
 
 from __future__ import annotations
 
-import gc
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,8 +104,6 @@ class Runner:
             decoder.generate(ids, SamplingParams(_WARM_UP, temperature, seed=0, ignore_eos=True))
         for peer in self._peers:
             self._peer(peer, ids, SamplingParams(_WARM_UP, seed=0, ignore_eos=True))
-        gc.collect()
-        gc.freeze()  # a full collection over what all of them hold takes 0.1 s, in the middle of somebody's decoding
 
     def _case(self, item: Item, turn: int, temperature: float, answers: Sequence[Output]) -> Output:
         """Measures a case, if that is not done. Returns what plain decoding wrote."""

@@ -13,6 +13,7 @@ import click
 from ouroboros.bench.peers import PEERS
 from ouroboros.bench.settings import STATES, BenchSettings
 from ouroboros.commands.options import Place, Tools, pair_options, place_options
+from ouroboros.commands.process import keep_loaded
 from ouroboros.config import METHODS
 from ouroboros.errors import InputError
 
@@ -97,7 +98,13 @@ def bench(
         from ouroboros.bench.records import read_results
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(screen.bars())
-        benchmark(settings, Path(out), load, bars, screen.note)
+
+        def tell(stage: str, done: int, count: int, text: str) -> None:
+            if stage == "benchmark" and done == 0:  # all models and peers have made their first forward
+                keep_loaded()
+            bars(stage, done, count, text)
+
+        benchmark(settings, Path(out), load, tell, screen.note)
     tools.interrupts.check()
     _show(screen, read_results(Path(out)), report, plots, print_it=report is None)
 

@@ -47,8 +47,8 @@ struct Words {
     static constexpr bool ROUNDS_ROWS = false;
     static constexpr int BYTES = BYTES_, BLOCK = MAX_BLOCK;
     static size_t tile_size(int words) { return size_t(words) * 2 * BYTES; }
-    static char* at(char* tile, int output) { return tile + output / LANES * BYTES; }
-    static const char* word(const char* tile, int output, int word) { return tile + (2 * word + output / LANES) * BYTES; }
+    template <class Char>  // const or not
+    static Char* word(Char* tile, int output, int word) { return tile + (2 * word + output / LANES) * BYTES; }
 };
 
 // Weight formats. `load` gives 16 outputs of one word of inputs; `element` one weight; `pack` writes one output (null: zeros)
@@ -59,7 +59,7 @@ struct WeightsFp32 : Words<Fp32, 64> {
     static __m512i load(const char* p) { return _mm512_load_si512(p); }
     static float element(const char* tile, int output, int input) { return ((const float*)word(tile, output, input))[output % LANES]; }
     static float pack(const float* row, int words, char* tile, int output) {
-        char* to = at(tile, output);
+        char* to = word(tile, output, 0);
         for (int w = 0; w < words; ++w, to += 2 * BYTES) ((float*)to)[output % LANES] = row ? row[w] : 0.f;
         return 1;
     }
@@ -80,7 +80,7 @@ struct WeightsBf16 : Words<Bf16, 64> {
         return bf16(((const uint16_t*)word(tile, output, input / 2))[2 * (output % LANES) + input % 2]);
     }
     static float pack(const uint16_t* row, int words, char* tile, int output) {
-        char* to = at(tile, output) + 4 * (output % LANES);
+        char* to = word(tile, output, 0) + 4 * (output % LANES);
         for (int w = 0; w < words; ++w, to += 2 * BYTES) {
             if (row) std::memcpy(to, row + 2 * w, 4);
             else std::memset(to, 0, 4);
@@ -119,7 +119,7 @@ struct WeightsInt8 : Words<Bf16, 32> {  // 16 outputs' first element of the word
 
     static float pack(const uint16_t* row, int words, char* tile, int output) {
         const Rounding rounding(row, words);
-        char* to = at(tile, output) + output % LANES;
+        char* to = word(tile, output, 0) + output % LANES;
         for (int w = 0; w < words; ++w, to += 2 * BYTES)
             for (int i = 0; i < 2; ++i) to[LANES * i] = row ? char(rounding(row[2 * w + i])) : 0;
         return rounding.scale;
