@@ -25,7 +25,7 @@ from ouroboros.stats import Decision
 __all__ = ["Control", "Controller"]
 
 PROBE_SHARE = 0.01  # of decoding time, for asking a draft model that does not pay
-OPENING = 1.33  # what a draft forward adds now, and the forwards that it makes possible, over what it adds now
+OPENING = 0.9  # what further draft forwards add behind one, over what it adds, where the draft model is always right
 START = 2.0  # the running rate over plain decoding's, before anything is known
 FADE = 0.9  # of a step's weight in the running rate, with each further step: it is the rate of this part of the text
 DRAFTED = 6.0  # expected draft tokens that trust in expectations counts for, before anything is known
@@ -127,8 +127,13 @@ class Controller:
     def _draft_price(self, rows: int) -> float:
         return self.rate * (self._stretch[1] * at(self._costs.draft, rows) + self._experience.overhead)
 
+    @property
+    def _opening(self) -> float:
+        """What a draft forward adds, and those behind it that it makes possible, over what it adds now."""
+        return 1 + OPENING * self._first.value**2
+
     def _pays(self, rows: int, gain: float, price: float) -> bool:
-        return gain * OPENING > self._draft_price(rows) + price
+        return gain * self._opening > self._draft_price(rows) + price
 
     def _is_investment(self, catch_up: int, room: int) -> bool:
         """Whether reading ``catch_up`` tokens can pay within ``room`` new ones, as drafting makes them cheaper than
@@ -175,10 +180,11 @@ class Controller:
         late = min(catch_up, SHORT)
         rate, table = self.rate, self._costs.draft
         each, fixed = rate * self._stretch[1], rate * self._experience.overhead
+        opening = self._opening
         best, size, total = -1e9, 0, 0.0
         for count, gain in enumerate(gains[: ROWS - SHORT], start=1):
             if gain > 0:
-                total += gain * OPENING
+                total += gain * opening
                 price = each * table[count + late] + fixed
                 if total - price > best:
                     best, size = total - price, count
