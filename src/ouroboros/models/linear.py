@@ -27,7 +27,7 @@ INNER_TILES = 8  # of 16 inputs, in CUDA's layout of 4-bit weights
 def linear(weight: Tensor, bias: Tensor | None, how: str) -> Linear:
     """x [N, inputs] to [N, outputs]; keeps the weight, or its packed or rounded copy. ``how``: a format above."""
     if how in QUANTISED:
-        run = (_int4 if how == "int4" else _int8)(quantise(weight, how), weight.dtype)
+        run = {"int8": _int8, "int4": _int4, "w8a8": _int8}[how](quantise(weight, how), weight.dtype)
         return run if bias is None else lambda x: run(x) + bias
     if how == "plain":
         return lambda x: F.linear(x, weight, bias)

@@ -75,7 +75,7 @@ def _rounded_bytes(name: str, dtype: str) -> float:
 def quantise(weight_OI: Tensor, weights: str) -> Quantised:
     """Rounds a matrix of any type, on its device."""
     rows = max(1, AT_ONCE // weight_OI.shape[1])
-    round_rows = _int4 if weights == "int4" else _int8
+    round_rows = {"int8": _int8, "int4": _int4, "w8a8": _int8}[weights]
     parts = [round_rows(part.float()) for part in weight_OI.split(rows)]
     return Quantised(torch.cat([numbers for numbers, _ in parts]), torch.cat([scale for _, scale in parts]))
 
