@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ouroboros import cli
 from ouroboros.bench import rounding
-from ouroboros.bench.audit import AUDITED, DEFECT, IDENTICAL, NEAR_TIE, AuditReport, audit
+from ouroboros.bench.audit import AUDITED, audit
 from ouroboros.bench.demo import demo_prompts
 from ouroboros.bench.nearness import judge
 from ouroboros.bench.rounding import Spread
+from ouroboros.bench.verdicts import DEFECT, IDENTICAL, NEAR_TIE, AuditReport
 from ouroboros.commands.options import Place
 from ouroboros.config import SamplingParams, SpeculativeOptions, options_for
 from ouroboros.drafting.factory import NEEDS_DRAFT

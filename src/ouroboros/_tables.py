@@ -14,9 +14,9 @@ from ouroboros._render import showable
 from ouroboros.bench.demo import MethodRow
 
 if TYPE_CHECKING:  # torch comes with it
-    from ouroboros.bench.audit import AuditReport, PromptAudit
     from ouroboros.bench.nearness import Choice
     from ouroboros.bench.search import Setting
+    from ouroboros.bench.verdicts import AuditReport, PromptAudit
     from ouroboros.control.cost import CostProfile
     from ouroboros.control.tuned import Tuned
     from ouroboros.training.report import DistillReport
