@@ -1,7 +1,8 @@
 """T(n, context): what a forward over n new rows costs behind a filled cache, on this machine.
 
 A profile is measured once for a model, dtype and device, and kept in the user's cache directory. Times differ from run
-to run; so the sizes are measured in turns, and the median of each counts. It knows nothing of drafting.
+to run; so the sizes are measured in turns, and the median of each counts. Where memory had several speeds meanwhile
+(memory.py), all is brought to one. It knows nothing of drafting.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ouroboros.control.memory import leasts, memory_speed
+from ouroboros.control.memory import leasts, memory_speed, ratio, shifted
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest
@@ -43,7 +44,7 @@ __all__ = [
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXTS = (256, 1024)
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class CostProfile:
     Attributes:
         model: what was measured, as ``describe`` says it. machine: on what. rows: n, ascending. contexts: cached
             positions, ascending. seconds: per context and n. spread: as ``seconds``, the middle half's width.
-        memory: seconds of a read of memory between these forwards (memory.py); None where it was not measured.
+        memory: seconds of a read of memory, of which these are the forwards; None where it was not measured.
     """
 
     model: str
@@ -142,8 +143,7 @@ def measure(
         wanted = f"{max(contexts)} cached positions and {max(rows)} rows"
         raise InputError(f"{wanted} are more than the {info.max_positions} that the model's context holds")
     order = random.Random(0)
-    medians, spreads = [], []
-    reads = []
+    rounds: list[list[_Round]] = []  # of each context
     for place, context_size in enumerate(contexts):
         progress(f"a cache of {context_size} positions")
         tokens = [order.randrange(info.vocab_size) for _ in range(context_size + 1)]
@@ -155,18 +155,36 @@ def measure(
             if place == 0 and spent * (1 + repeats) > patience and number + 1 < len(rows):
                 rows = rows[: number + 1]
                 break
-        times: dict[int, list[float]] = {n: [] for n in rows}
+        rounds.append([])
         for _ in range(repeats):
+            times, reads = {}, []
             for n in order.sample(rows, len(rows)):
                 if info.device == "cpu":  # others share their memory with nobody
                     reads.append(memory_speed().read())
-                times[n].append(_time(context, _tree(tokens[-1], n, info), tokens))
-        medians.append(tuple(typical(times[n]) for n in rows))
-        spreads.append(tuple(_spread(times[n]) for n in rows))
-    read = typical(leasts(reads)) if reads else None
+                times[n] = _time(context, _tree(tokens[-1], n, info), tokens)
+            rounds[-1].append(_Round([times[n] for n in rows], typical(leasts(reads)) if reads else None))
+    known = [one.memory for each in rounds for one in each if one.memory is not None]
+    memory = typical(known) if known else None
+    medians, spreads = [], []
+    for each in rounds:
+        columns = list(zip(*(one.at(memory) if rows[0] == 1 else one.seconds for one in each), strict=True))
+        medians.append(tuple(map(typical, columns)))
+        spreads.append(tuple(map(_spread, columns)))
     return CostProfile(
-        describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads), read
+        describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads), memory
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One forward of each size, and a read of memory meanwhile. Another round may have met memory in another state."""
+
+    seconds: Sequence[float]
+    memory: float | None
+
+    def at(self, memory: float | None) -> Sequence[float]:
+        """What it would have been with such a memory; the first forward has one row."""
+        return shifted([0.0, *self.seconds], ratio(memory, self.memory))[1:]
 
 
 def _tree(root: int, nodes: int, info: ModelInfo) -> TokenTree:

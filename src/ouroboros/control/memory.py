@@ -9,6 +9,7 @@ while T(n) was measured is part of the profile.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ import torch
 
 from ouroboros.kernels.library import library
 
-__all__ = ["MemorySpeed", "leasts", "memory_speed", "shifted"]
+__all__ = ["MemorySpeed", "leasts", "memory_speed", "ratio", "shifted"]
 
 SIZE = 16 << 20  # bytes, more than what a forward of a large model leaves of them in the caches
 EVERY = 0.25  # seconds between reads: a thousandth of the time goes into them
 KEPT = 3  # reads of which the fastest counts: another program in the way makes one slower, nothing makes it faster
+STEP, FASTEST = 1.1, 4.0  # of one time over another: in steps, so that few tables are made, and at most
 BEND = 6  # how sharply T(n) turns from waiting for memory to arithmetic
 
 
@@ -62,6 +64,13 @@ def leasts(reads: Sequence[float]) -> list[float]:
 def memory_speed() -> MemorySpeed:
     """That of this process's processor."""
     return MemorySpeed()
+
+
+def ratio(now: float | None, before: float | None) -> float:
+    """Of two times for reading memory, rounded to ``STEP``; 1 where one of them is not known."""
+    if not now or not before:
+        return 1.0
+    return STEP ** round(math.log(min(max(now / before, 1 / FASTEST), FASTEST), STEP))
 
 
 def shifted(seconds: Sequence[float], ratio: float) -> list[float]:

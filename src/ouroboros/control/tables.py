@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 from ouroboros.control.cost import CostProfile, Costs
-from ouroboros.control.memory import MemorySpeed, shifted
+from ouroboros.control.memory import MemorySpeed, ratio, shifted
 
 __all__ = ["ROWS", "Tables", "at"]
 
 ROWS = 256  # forwards over more rows are priced on the last slope
-STEP, FASTEST = 1.1, 4.0  # memory's speed over that of the profile: in steps, and at most
 HANDLING = 1e-4  # seconds that a row of the target costs around its forward: look-ups, draws, what is learned
 
 
@@ -38,7 +36,7 @@ class Tables:
         """``context``: tokens in the cache."""
         both = self._costs.target, self._costs.draft
         now = None if self._memory is None else self._memory.now()
-        ratios = (1.0, 1.0) if now is None else (_ratio(now, both[0].memory), _ratio(now, both[1].memory))
+        ratios = ratio(now, both[0].memory), ratio(now, both[1].memory)
         if context > 1.25 * self._context or ratios != self._ratios:
             self._context, self._ratios = max(context, self._context), ratios
             near = round(self._context, 1 - len(str(self._context)))  # its first digit, so that few tables are made
@@ -54,18 +52,11 @@ def at(table: Sequence[float], rows: int) -> float:
     return table[last] + (rows - last) * (table[last] - table[last // 2]) / (last - last // 2)
 
 
-def _ratio(now: float, measured: float | None) -> float:
-    """Of two times for reading memory; in steps of a tenth, so that few tables are made."""
-    if not measured:
-        return 1.0
-    return STEP ** round(math.log(min(max(now / measured, 1 / FASTEST), FASTEST), STEP))
-
-
 @functools.lru_cache(maxsize=256)
-def _table(profile: CostProfile, context: int, ratio: float, handling: float) -> list[float]:
-    """Seconds by number of rows, never falling: where noise made more rows cheaper they are not. ``ratio``: what memory
+def _table(profile: CostProfile, context: int, memory: float, handling: float) -> list[float]:
+    """Seconds by number of rows, never falling: where noise made more rows cheaper they are not. ``memory``: what it
     takes now over what it took when they were measured. ``handling``: of each row, beside its forward."""
     found = [0.0]
     for rows in range(1, ROWS + 1):
         found.append(max(found[-1], profile.cost(rows, context)))
-    return [seconds + rows * handling for rows, seconds in enumerate(shifted(found, ratio))]
+    return [seconds + rows * handling for rows, seconds in enumerate(shifted(found, memory))]
