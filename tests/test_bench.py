@@ -16,6 +16,7 @@ from ouroboros import cli
 from ouroboros.bench.benchmark import benchmark
 from ouroboros.bench.bounds import bounds
 from ouroboros.bench.cases import cut, plan, token_ids
+from ouroboros.bench.comparisons import ours
 from ouroboros.bench.excerpt import BEGIN, END, write_excerpt
 from ouroboros.bench.figures import Figures
 from ouroboros.bench.measuring import agreement, decoder_for
@@ -537,6 +538,7 @@ def test_figures_of_known_runs(found: Results) -> None:
                 one,
                 prefill_seconds=1.0,
                 draft_prefill_seconds=0.0,
+                draft_seconds=0.5 / factor,
                 decode_seconds=4.0 if one.label == "autoregressive" else 4.0 / factor,
                 steps=((1, 0.5), (4, 1.0)),
             )
@@ -564,6 +566,11 @@ def test_figures_of_known_runs(found: Results) -> None:
     assert figures.totals("mirror", 0.8).compared <= 2
     text = markdown(dataclasses.replace(found, cases=cases))
     assert "| two ⚠ |" in text
+    mine = ours(figures)[0]
+    assert figures.draft_share(mine, "one", 0.0) == figures.draft_share(mine, None, 0.0) == 0.125
+    bound = figures.bounds("one", 0.0)
+    assert bound is not None
+    assert f"| 2.00 | {2 / bound.chain:.0%} | 12% | {2 / bound.chain / 0.875:.0%} |" in text
     assert "absent: gone (it went away)" in text
 
 

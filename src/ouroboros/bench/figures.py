@@ -144,12 +144,17 @@ class Figures:
             tokens_per_target_forward=per_forward,
             acceptance_rate=sum(run.accepted_tokens for run in own) / drafts if drafts else None,
             draft_forwards_per_token=sum(run.draft_forwards for run in own) / tokens if tokens else None,
-            draft_share=sum(run.draft_seconds for run in own) / sum(run.decode_seconds for run in own) if own else None,
+            draft_share=self.draft_share(label, None, temperature),
             fraction_of_bound=fraction_of_bound(_ratio_of(paired), per_forward) if per_forward else None,
             same=sum(bool(run.same) for run in compared),
             compared=len(compared),
             verdicts=Counter(str(run.divergence["verdict"]) for run in runs if run.divergence is not None),
         )
+
+    def draft_share(self, label: str, task: str | None, temperature: float) -> float | None:
+        """Of the time of decoding, what went into drafts before the target saw them."""
+        own = [run for run in self.runs(label, task, temperature) if run.target_forwards]
+        return sum(run.draft_seconds for run in own) / sum(run.decode_seconds for run in own) if own else None
 
     def bounds(self, task: str, temperature: float) -> Bounds | None:
         """What is possible on this task; see bounds.py."""

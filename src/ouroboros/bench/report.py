@@ -159,19 +159,16 @@ def _bounds(figures: Figures, temperature: float) -> str:
     for task in figures.tasks:
         bounds = figures.bounds(task, temperature)
         mine = None if label is None else figures.speed(label, (task,), temperature)
-        rows.append(
-            [
-                task,
-                *(
-                    ("–", "–", "–")
-                    if bounds is None
-                    else (f"{bounds.agreement:.2f}", f"{bounds.speculative:.2f}", f"{bounds.chain:.2f}")
-                ),
-                speed(mine, interval=True),
-                "–" if bounds is None or mine is None else f"{mine.value / bounds.chain:.0%}",
-            ]
-        )
+        share = None if label is None else figures.draft_share(label, task, temperature)
+        row = [task, "–", "–", "–", speed(mine, interval=True), "–", number(share, ".0%"), "–"]
+        if bounds is not None:
+            row[1:4] = map(number, (bounds.agreement, bounds.speculative, bounds.chain))
+            if mine is not None and share is not None:
+                reached = mine.value / bounds.chain
+                row[5], row[7] = f"{reached:.0%}", f"{reached / (1 - share):.0%}"
+        rows.append(row)
     head = ["task", "α", "speculative at its best γ, estimated", "free chain (bound)", label or "–", "of the bound"]
+    head += ["of its time, drafting", "of the bound, were drafting free"]
     text = (
         "α: share of positions at which the draft model draws the target's token. From it and the measured T(n), "
         "shifted by what plain decoding of each prompt took over T(1), as memory was then: the speed-up of speculative "
