@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,7 @@ from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 from ouroboros.stats import Decision, StatsRecorder
 from ouroboros.tree import TokenTree
+from ouroboros.verify import verify
 from tests.pairs import Pair
 from tests.reference import generate
 from tests.test_oracle import WARPS, code_prompts
@@ -226,6 +227,22 @@ def test_rows_that_cost_little_are_taken_and_rows_that_cost_are_not() -> None:
     assert controller(RUINOUS).best_size(chances) == 0
 
 
+def test_rows_of_other_requests_make_one_s_own_dearer() -> None:
+    chances = [0.9 * 0.85**i for i in range(60)]
+    for costs in (STEEP, FLAT):
+        mine = controller(costs)
+        alone, price = mine.best_size(chances), mine.row_price(1)
+        mine.beside(3, 3 * mine.own_rate)
+        assert 0 < mine.best_size(chances) < alone
+        assert mine.row_price(1) > price
+    mine.beside(1000, 0.0)
+    assert mine.best_size(chances) == 0, "beyond what was measured"
+    mine = controller(STEEP, room=200)
+    assert mine.drafts_at_once(500)
+    mine.beside(0, 50 * mine.own_rate)
+    assert not mine.drafts_at_once(500), "others would wait for it"
+
+
 def test_a_draft_forward_is_made_where_it_pays() -> None:
     sure, unsure = [0.7, 0.2], [0.01, 0.001]
     for costs, gains, drafts in ((STEEP, sure, True), (STEEP, unsure, False), (RUINOUS, sure, False)):
@@ -396,6 +413,77 @@ def test_never_slower(embedded: Pair, junk: bool, temperature: float) -> None:
     assert speed_up > (0.98 if junk else 1.5)
     if junk:
         assert experience.probing < 0.02 * experience.seconds
+
+
+@dataclass
+class Member:
+    """A request of a batch."""
+
+    context: Context
+    drafter: Drafter
+    controller: Controller
+    sampler: Sampler
+    sequence: list[int]
+    end: int
+    tree: TokenTree = field(default_factory=lambda: TokenTree(0))
+
+
+def together(pair: Pair, costs: Costs, params: SamplingParams, number: int, aware: bool = True) -> list[Ran]:
+    """``number`` prompts in step: each has a controller, and all trees go through one forward of the target.
+    aware: whether controllers are told of each other."""
+    clock, batch, found = Clock(), [], []
+    target, draft = Timed(pair.target, costs.target, clock), Timed(pair.drafts["trained"], costs.draft, clock)
+    for seed, prompt in enumerate((code_prompts() * 2)[:number]):
+        ran = Ran((), 0.0, [], StatsRecorder("test", "native", "", "", seed, len(prompt)))
+        control = Controller(costs, Experience(), len(prompt), params.max_new_tokens, clock, ran.decisions.append)
+        sampler, context = Sampler(params, seed, target.info.vocab_size, len(prompt)), Context(target)
+        context.prefill(prompt)
+        limits = target.info.max_positions, True
+        drafter = build_drafter(
+            OuroborosOptions(), Context(draft), sampler, PhrasePool(), prompt, frozenset(), *limits, control
+        )
+        batch.append(Member(context, drafter, control, sampler, list(prompt), len(prompt) + params.max_new_tokens))
+        found.append(ran)
+    while running := [one for one in batch if len(one.sequence) < one.end]:
+        for one in running:
+            others = [other for other in running if other is not one]
+            if aware:
+                rows, rate = sum(len(other.tree) for other in others), sum(o.controller.own_rate for o in others)
+                one.controller.beside(rows, rate)
+            one.tree = one.drafter.propose(one.sequence, one.end - len(one.sequence) - 1)
+        logits = target.score([ScoreRequest(one.context.slot, one.tree) for one in running])
+        for one, logits_NV in zip(running, logits, strict=True):
+            verdict = verify(one.tree, logits_NV, one.sampler, one.sequence)
+            one.context.commit(verdict.path, one.sequence)
+            one.drafter.observe(verdict)
+            one.sequence += verdict.tokens[: one.end - len(one.sequence)]
+            found[batch.index(one)].seconds = clock.now
+    for one, ran in zip(batch, found, strict=True):
+        ran.tokens = tuple(one.sequence[one.end - params.max_new_tokens :])
+    return found
+
+
+@pytest.mark.parametrize("warp", ["greedy", "temperature"])
+def test_requests_of_a_batch_are_each_the_oracle_s(embedded: Pair, expected: Any, warp: str) -> None:
+    for seed, ran in enumerate(together(embedded, STEEP, request(warp), 3)):
+        assert ran.tokens == expected(warp, seed)
+
+
+def test_the_more_requests_there_are_the_less_is_drafted(embedded: Pair) -> None:
+    """A forward over all roots costs hardly more than over one: trees must beat plain decoding of many."""
+    params = SamplingParams(max_new_tokens=40, temperature=0.8, ignore_eos=True)
+    sizes, seconds = {}, {}
+    for number in (1, 3, 6):
+        ran = together(embedded, STEEP, params, number)
+        rows = [decision.rows for one in ran for decision in one.decisions]
+        sizes[number] = sum(rows) / len(rows)
+        plain = params.max_new_tokens * STEEP.target.cost(number, 64)
+        seconds[number] = max(one.seconds for one in ran) / plain
+        assert seconds[number] < 1.03
+    assert seconds[3] < 1
+    untold = max(one.seconds for one in together(embedded, STEEP, params, 6, aware=False)) / plain
+    assert seconds[6] < 0.7 * untold
+    assert sizes[1] > sizes[3] > sizes[6]
 
 
 def test_on_a_device_of_flat_costs_trees_are_wide(embedded: Pair) -> None:

@@ -90,6 +90,7 @@ class Controller:
         self._probe = False
         self._expected = self._gain = self._price = 0.0
         self._room = room
+        self._others, self._beside = 0, 0.0  # of other requests: rows in the target's forwards, tokens per second
         self._came = self._promised = DRAFTED  # draft tokens that were accepted, and that were expected to be
         self._written = self._taken = 0.0  # tokens of this request, and their seconds, fading
 
@@ -101,10 +102,20 @@ class Controller:
         """What the controller's clock says."""
         return self._clock()
 
+    def beside(self, rows: int, rate: float) -> None:
+        """The target's forwards have ``rows`` rows of other requests too, which yield ``rate`` tokens per second: what
+        takes time takes it from all of them, and rows cost what they cost behind those."""
+        self._others, self._beside = rows, rate
+
+    @property
+    def own_rate(self) -> float:
+        """Tokens per second of this request: the running rate, and never less than plain decoding's."""
+        return max(self._tokens / self._seconds, 1 / self._plain)
+
     @property
     def rate(self) -> float:
-        """R, tokens per second: the running rate, and never less than plain decoding's."""
-        return max(self._tokens / self._seconds, 1 / self._plain)
+        """R, tokens per second of all requests in the target's forwards."""
+        return self.own_rate + self._beside
 
     @property
     def first_rate(self) -> float:
@@ -119,10 +130,8 @@ class Controller:
 
     def row_price(self, rows: int) -> float:
         """Tokens that one more row of the target's forward must promise where it has ``rows`` rows."""
-        span = 4  # T(n) has steps
-        return (
-            self.rate * self._stretch[0] * (at(self._costs.target, rows + span) - at(self._costs.target, rows)) / span
-        )
+        span, rows, table = 4, rows + self._others, self._costs.target  # T(n) has steps
+        return self.rate * self._stretch[0] * (at(table, rows + span) - at(table, rows)) / span
 
     def _draft_price(self, rows: int) -> float:
         return self.rate * (self._stretch[1] * at(self._costs.draft, rows) + self._experience.overhead)
@@ -142,12 +151,12 @@ class Controller:
             return True
         each = (4 * self._plain + self._taken) / (4 + self._written)
         price = self._stretch[1] * (at(self._costs.draft, catch_up) - self._costs.draft[1])
-        return room * (each - self._drafting()) > price
+        return room * (each - self._drafting()) > price * self.rate / self.own_rate
 
     @property
     def _plain(self) -> float:
         """Seconds of a token without any drafts."""
-        return self._stretch[0] * self._costs.target[1]
+        return self._stretch[0] * at(self._costs.target, 1 + self._others)
 
     def _drafting(self) -> float:
         """Seconds of a token with a chain of drafts of the best length, if first choices go on as they did."""
@@ -156,7 +165,8 @@ class Controller:
         for length in range(1, CHAIN):
             chance *= self._first.value
             tokens += chance
-            best = min(best, (self._stretch[0] * self._costs.target[length + 1] + length * draft) / tokens)
+            checking = self._stretch[0] * at(self._costs.target, 1 + length + self._others)
+            best = min(best, (checking + length * draft) / tokens)
         return best
 
     def begin(self, context: int) -> None:
@@ -213,10 +223,11 @@ class Controller:
     def best_size(self, chances: Sequence[float]) -> int:
         """How many of these nodes, likeliest first, the target should check beside the root."""
         price, table, trust = self.rate * self._stretch[0], self._costs.target, self._trust
+        root = 1 + self._others
         best, size, total = 0.0, 0, 0.0
-        for count, chance in enumerate(chances[: ROWS - 1], start=1):
+        for count, chance in enumerate(chances[: max(ROWS - root, 0)], start=1):
             total += chance * trust
-            value = total - price * (table[count + 1] - table[1])
+            value = total - price * (table[root + count] - table[root])
             if value > best:
                 best, size = value, count
         return size
@@ -243,7 +254,8 @@ class Controller:
         self._came += tokens - 1
         if self._promised > MEMORY:
             self._came, self._promised = self._came / 2, self._promised / 2
-        checking, drafting = at(self._costs.target, rows), sum(at(self._costs.draft, n) for n in self._draft_rows)
+        checking = at(self._costs.target, rows + self._others)
+        drafting = sum(at(self._costs.draft, n) for n in self._draft_rows)
         taken = (now - self._drafted) / checking
         self._stretch[0] = _towards(self._stretch[0], taken, 2 * self._stretch[0])
         if forwards:
