@@ -425,25 +425,26 @@ class Member:
     sampler: Sampler
     sequence: list[int]
     end: int
+    decisions: list[Decision]
     tree: TokenTree = field(default_factory=lambda: TokenTree(0))
+    seconds: float = 0.0
 
 
-def together(pair: Pair, costs: Costs, params: SamplingParams, number: int, aware: bool = True) -> list[Ran]:
+def together(pair: Pair, costs: Costs, params: SamplingParams, number: int, aware: bool = True) -> list[Member]:
     """``number`` prompts in step: each has a controller, and all trees go through one forward of the target.
     aware: whether controllers are told of each other."""
-    clock, batch, found = Clock(), [], []
+    clock, new, batch = Clock(), params.max_new_tokens, []
     target, draft = Timed(pair.target, costs.target, clock), Timed(pair.drafts["trained"], costs.draft, clock)
+    limits = target.info.max_positions, True
     for seed, prompt in enumerate((code_prompts() * 2)[:number]):
-        ran = Ran((), 0.0, [], StatsRecorder("test", "native", "", "", seed, len(prompt)))
-        control = Controller(costs, Experience(), len(prompt), params.max_new_tokens, clock, ran.decisions.append)
+        decisions: list[Decision] = []
+        control = Controller(costs, Experience(), len(prompt), new, clock, decisions.append)
         sampler, context = Sampler(params, seed, target.info.vocab_size, len(prompt)), Context(target)
         context.prefill(prompt)
-        limits = target.info.max_positions, True
         drafter = build_drafter(
             OuroborosOptions(), Context(draft), sampler, PhrasePool(), prompt, frozenset(), *limits, control
         )
-        batch.append(Member(context, drafter, control, sampler, list(prompt), len(prompt) + params.max_new_tokens))
-        found.append(ran)
+        batch.append(Member(context, drafter, control, sampler, list(prompt), len(prompt) + new, decisions))
     while running := [one for one in batch if len(one.sequence) < one.end]:
         for one in running:
             others = [other for other in running if other is not one]
@@ -457,16 +458,15 @@ def together(pair: Pair, costs: Costs, params: SamplingParams, number: int, awar
             one.context.commit(verdict.path, one.sequence)
             one.drafter.observe(verdict)
             one.sequence += verdict.tokens[: one.end - len(one.sequence)]
-            found[batch.index(one)].seconds = clock.now
-    for one, ran in zip(batch, found, strict=True):
-        ran.tokens = tuple(one.sequence[one.end - params.max_new_tokens :])
-    return found
+            one.seconds = clock.now
+    return batch
 
 
 @pytest.mark.parametrize("warp", ["greedy", "temperature"])
 def test_requests_of_a_batch_are_each_the_oracle_s(embedded: Pair, expected: Any, warp: str) -> None:
-    for seed, ran in enumerate(together(embedded, STEEP, request(warp), 3)):
-        assert ran.tokens == expected(warp, seed)
+    params = request(warp)
+    for seed, one in enumerate(together(embedded, STEEP, params, 3)):
+        assert tuple(one.sequence[-params.max_new_tokens :]) == expected(warp, seed)
 
 
 def test_the_more_requests_there_are_the_less_is_drafted(embedded: Pair) -> None:

@@ -160,13 +160,11 @@ def _bounds(figures: Figures, temperature: float) -> str:
         bounds = figures.bounds(task, temperature)
         mine = None if label is None else figures.speed(label, (task,), temperature)
         share = None if label is None else figures.draft_share(label, task, temperature)
-        row = [task, "–", "–", "–", speed(mine, interval=True), "–", number(share, ".0%"), "–"]
-        if bounds is not None:
-            row[1:4] = map(number, (bounds.agreement, bounds.speculative, bounds.chain))
-            if mine is not None and share is not None:
-                reached = mine.value / bounds.chain
-                row[5], row[7] = f"{reached:.0%}", f"{reached / (1 - share):.0%}"
-        rows.append(row)
+        known = (None,) * 3 if bounds is None else (bounds.agreement, bounds.speculative, bounds.chain)
+        reached = None if bounds is None or mine is None else mine.value / bounds.chain
+        free = None if reached is None or share is None else reached / (1 - share)
+        shares = [number(part, ".0%") for part in (reached, share, free)]
+        rows.append([task, *map(number, known), speed(mine, interval=True), *shares])
     head = ["task", "α", "speculative at its best γ, estimated", "free chain (bound)", label or "–", "of the bound"]
     head += ["of its time, drafting", "of the bound, were drafting free"]
     text = (
