@@ -28,8 +28,8 @@ import ouroboros
 from ouroboros.bench.settings import NINE
 from ouroboros.bench.tasks import load_task
 from ouroboros.config import SamplingParams, options_for
-from ouroboros.control.controller import Control
-from ouroboros.control.cost import CostProfile, Costs, measure
+from ouroboros.control.experience import Control
+from ouroboros.control.profile import CostProfile, PairProfile, describe, measure
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel, ScoreRequest, Slot
@@ -117,23 +117,23 @@ def main() -> None:
     print(TABLE.read_text())
 
 
-def measured_costs() -> Costs:
+def measured_costs() -> PairProfile:
     target = load_grown(EMBEDDED / "target", "0.35b", dtype="bfloat16", device="cpu")
     draft = load_grown(EMBEDDED / "draft", "62m", dtype="w8a8", device="cpu")
-    return Costs(*(measure(model, ROWS, (CONTEXT,), 9, typical=min) for model in (target, draft)))
+    return PairProfile(*(measure(model, ROWS, (CONTEXT,), 9, typical=min) for model in (target, draft)))
 
 
-def read_costs() -> Costs:
+def read_costs() -> PairProfile:
     found = json.loads(RAW.read_text())["costs"]
 
     def profile(values: dict[str, Any]) -> CostProfile:
         tables = {name: tuple(map(tuple, values[name])) for name in ("seconds", "spread")}
         return CostProfile(**{**values, **tables, "rows": tuple(values["rows"]), "contexts": tuple(values["contexts"])})
 
-    return Costs(profile(found["target"]), profile(found["draft"]))
+    return PairProfile(profile(found["target"]), profile(found["draft"]))
 
 
-def run(pair: Decoder, costs: Costs, prompt: list[int], params: SamplingParams) -> list[dict[str, Any]]:
+def run(pair: Decoder, costs: PairProfile, prompt: list[int], params: SamplingParams) -> list[dict[str, Any]]:
     assert pair.draft is not None
     contestants: list[tuple[str, str, dict[str, Any], Callable[[CausalModel], CausalModel]]] = [
         (PLAIN, "autoregressive", {}, lambda model: model),
@@ -147,9 +147,9 @@ def run(pair: Decoder, costs: Costs, prompt: list[int], params: SamplingParams) 
         clock = VirtualClock()
         target = TimedModel(pair.target, costs.target, clock)
         draft = TimedModel(wrap(pair.draft), costs.draft, clock) if method in ("speculative", "ouroboros") else None
-        decoder = Decoder(target, draft, None, method, options_for(method, options), None)
-        if name in (CONTROL, GUESSING):
-            decoder.control = Control(costs, clock=clock)
+        known = dataclasses.replace(costs.target, model=describe(target.info))
+        begun = Control(PairProfile(known, dataclasses.replace(costs.draft, model=describe(pair.draft.info))))
+        decoder = Decoder(target, draft, None, method, options_for(method, options), control=begun, clock=clock)
         result = decoder.generate(prompt, params)
         expected = result.token_ids if expected is None else expected
         assert result.token_ids == expected, f"{name} wrote other tokens"

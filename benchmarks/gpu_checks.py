@@ -31,7 +31,8 @@ from ouroboros.bench.benchmark import benchmark
 from ouroboros.bench.report import markdown
 from ouroboros.bench.settings import BenchSettings
 from ouroboros.bench.tasks import load_task
-from ouroboros.control.cost import ROWS, machine, measure
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import ROWS, measure
 from ouroboros.models.grow import GrownShape, load_grown
 from ouroboros.models.llama import LlamaModel
 from ouroboros.pairing import EMBEDDED

@@ -22,7 +22,8 @@ import torch
 import transformers  # noqa: F401  # a part of the imports, not of what is measured
 
 import ouroboros
-from ouroboros.control.cost import describe, machine
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import describe
 from ouroboros.models.grow import load_grown
 from ouroboros.models.quantised import QUANTISED, weight_bytes
 from ouroboros.pairing import EMBEDDED

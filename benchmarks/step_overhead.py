@@ -27,7 +27,8 @@ from torch import Tensor
 
 import ouroboros
 from ouroboros.bench.demo import demo_prompts
-from ouroboros.control.cost import describe, machine
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import describe
 from ouroboros.models.base import CausalModel, ScoreRequest, Slot
 from ouroboros.models.grow import load_grown
 from ouroboros.pairing import EMBEDDED

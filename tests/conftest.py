@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from ouroboros.control.controller import Control
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.cost import Costs
+from ouroboros.models.base import Work
 from tests.pairs import Pair, embedded_pair, tiny_pair
 
 torch.set_num_threads(1)
 
-MEMORY_BOUND = CostProfile("", "", (1, 8, 64), (1,), ((0.020, 0.024, 0.100),), ((0.0, 0.0, 0.0),))
+MEMORY_BOUND = ((1, 1, 0.020), (8, 1, 0.024), (64, 1, 0.100))  # rows, context, seconds
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,10 +24,9 @@ def costs_without_a_clock(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ouroboros.control.known.load_profile", lambda path: MEMORY_BOUND)
-        patch.setattr("ouroboros.control.controller._towards", lambda value, observed, most: value)
-        for module in ("pairing", "integrations.generate"):
-            patch.setattr(f"ouroboros.{module}.Control", functools.partial(Control, clock=lambda: 0.0))
+        patch.setattr("ouroboros.control.experience.begun", lambda *model: Costs.fitted(Work(), MEMORY_BOUND))
+        patch.setattr("ouroboros.control.experience.Control.observe", lambda *told: None)
+        patch.setattr("ouroboros.control.prices.Prices.learn_overhead", lambda *told: None)
         yield
 
 

@@ -34,7 +34,7 @@ from ouroboros.models import llama
 from ouroboros.models.base import CausalModel, ScoreRequest
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.pairing import load as load_pair
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
 from ouroboros.sampling import Sampler, gumbel_noise
 from ouroboros.tree import TokenTree
 from tests.pairs import Pair
@@ -55,7 +55,7 @@ SAMPLED: dict[str, Any] = {
 def loader(target: CausalModel, draft: CausalModel, tokenizer: Any = None) -> Load:
     def load(method: str) -> Decoder:
         own = draft if method in NEEDS_DRAFT else None
-        return Decoder(target, own, tokenizer, method, options_for(method), PhrasePool())
+        return Decoder(target, own, tokenizer, method, options_for(method), Memory())
 
     return load
 
@@ -283,7 +283,7 @@ def test_an_output_that_ends_early_is_a_defect(tiny: Pair) -> None:
             return dataclasses.replace(result, token_ids=cut)
 
     def load(method: str) -> Decoder:
-        return Short(tiny.target, None, None, method, options_for(method), PhrasePool())
+        return Short(tiny.target, None, None, method, options_for(method), Memory())
 
     report = audit(load, tiny_prompts()[:1], SamplingParams(max_new_tokens=5), methods=["lookahead", "prompt_lookup"])
     lookahead, prompt_lookup = report.methods
@@ -489,7 +489,7 @@ def calls(embedded: Pair, half: Decoder, monkeypatch: pytest.MonkeyPatch) -> lis
 
     def load(target: Any, draft: Any, method: str, options: Any, *rest: Any) -> Decoder:
         seen.append({"target": target, "draft": draft, "method": method, "options": options, "rest": rest})
-        return Decoder(embedded.target, embedded.drafts["trained"], half.tokenizer, method, options, PhrasePool())
+        return Decoder(embedded.target, embedded.drafts["trained"], half.tokenizer, method, options, Memory())
 
     monkeypatch.setattr(cli, "_load", load)
     return seen

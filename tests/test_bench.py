@@ -29,7 +29,7 @@ from ouroboros.bench.settings import BenchSettings, contestants
 from ouroboros.bench.tasks import Item
 from ouroboros.bench.tuning import GRIDS, replay, settings_of, tune
 from ouroboros.config import METHODS, SamplingParams, options_for
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.profile import CostProfile
 from ouroboros.errors import InputError
 from ouroboros.generate import Decoder
 from ouroboros.models.recorded import RecordedModel, Recording

@@ -26,10 +26,11 @@ from ouroboros import _render, cli
 from ouroboros._version import __version__
 from ouroboros.bench import demo
 from ouroboros.commands.options import Place
-from ouroboros.config import METHODS, OuroborosOptions, SamplingParams, options_for
+from ouroboros.config import METHODS, OuroborosOptions, SamplingParams, options_from_strings
 from ouroboros.errors import LoadError
 from ouroboros.models.llama import ENGINES
 from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.tree import Origin, TokenTree
 
 ERROR = "ouroboros: error: "
 GENERATE_OPTIONS = [
@@ -76,11 +77,11 @@ PIECES = (("def ", "draft"), ("f", "phrase"), ("():\n", "bonus"), ("\tpass Ã©ðŸ™
 
 
 def stats_of(tokens: int, method: str = "ouroboros", trees: tuple[bool, bool] = (True, True)) -> Stats:
-    recorder = StatsRecorder(method, "native", "float32", "cpu", 7, 3, *trees, target_forwards=2, draft_forwards=3)
-    recorder.decode_seconds = 0.5
-    for n in range(tokens):
-        recorder.offer("draft", n + 1)
-        recorder.emit("draft", "draft", n + 1)
+    recorder = StatsRecorder(method, "native", "float32", "cpu", 7, 3, *trees)
+    tree = TokenTree(0)
+    tree.extend(0, range(1, tokens + 1), Origin.DRAFT)
+    recorder.step(tree, (Origin.DRAFT,) * tokens, 0.25, draft_forwards=3, draft_seconds=0.1)
+    recorder.step(TokenTree(0), (), 0.25, draft_forwards=0, draft_seconds=0.0)
     return recorder.freeze()
 
 
@@ -327,7 +328,7 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
 def test_set_converts_switches_and_numbers(load: FakeLoad, text: str, value: bool) -> None:
     assert cli.main(["generate", "x", "--set", f"harvest={text}", "--set", "min_chance=0.25", "--set", "window=3"]) == 0
     expected = OuroborosOptions(harvest=value, min_chance=0.25, window=3)
-    assert options_for("ouroboros", load.calls[0]["options"]) == expected
+    assert options_from_strings("ouroboros", load.calls[0]["options"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,22 @@ from torch import Tensor
 
 import ouroboros
 from ouroboros.config import LookaheadOptions, MethodOptions, OuroborosOptions, PromptLookupOptions, SamplingParams
-from ouroboros.decoder import Step, decode
+from ouroboros.decoding.loop import Step, decode
+from ouroboros.decoding.run import run
 from ouroboros.drafting.base import Drafter, DraftSession
 from ouroboros.drafting.factory import build_drafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
+from ouroboros.drafting.policy import FixedSizes
 from ouroboros.drafting.prompt_lookup import PromptLookupDrafter
+from ouroboros.flow import Flow
 from ouroboros.models.context import Context
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
 from ouroboros.stats import Stats, StatsRecorder
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
+from tests.flows import drive
 from tests.pairs import Pair
 from tests.reference import generate
 
@@ -48,16 +53,14 @@ class Recorded:
         self.trees: list[TokenTree] = []
         self.verdicts: list[Verdict] = []
         recorder = StatsRecorder("test", "native", "", "", seed, len(PROMPT))
-
-        def start() -> Drafter:
-            inner = build_drafter(options, Context(pair.drafts[draft]), sampler, self.pool, PROMPT, frozenset(), 512)
-            return _Spy(inner, self.trees, self.verdicts)
-
+        memory = Memory(self.pool)
+        inner = build_drafter(options, PROMPT, sampler, memory, frozenset(), pair.target, Context(pair.drafts[draft]))
+        drafter = _Spy(inner, self.trees, self.verdicts)
         self.steps: list[Step] = []
-        for step in decode(Context(pair.target), start, sampler, PROMPT, new, frozenset(), recorder):
-            self.steps.append(step)
-            for depth, origin in enumerate(step.origins, start=1):
-                recorder.emit(origin.label, origin.value, depth)
+        for step in run(decode(Context(pair.target), drafter, sampler, PROMPT, new)):
+            if isinstance(step, Step):
+                self.steps.append(step)
+                recorder.step(step.tree, step.origins, step.seconds, step.draft_forwards, step.draft_seconds)
         self.stats: Stats = recorder.freeze()
         self.tokens = [token for step in self.steps for token in step.tokens]
         assert tuple(self.tokens) == generate(pair.oracle, PROMPT, params, seed)
@@ -67,17 +70,20 @@ class _Spy:
     def __init__(self, inner: Drafter, trees: list[TokenTree], verdicts: list[Verdict]) -> None:
         self.inner, self.trees, self.verdicts = inner, trees, verdicts
 
-    @property
-    def draft_forwards(self) -> int:
-        return self.inner.draft_forwards
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from self.inner.start(prompt)
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
-        self.trees.append(self.inner.propose(sequence, room))
-        return self.trees[-1]
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        tree = yield from self.inner.propose(sequence, room)
+        self.trees.append(tree)
+        return tree
 
     def observe(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
         self.inner.observe(verdict)
+
+    def stop(self, sequence: Sequence[int]) -> None:
+        self.inner.stop(sequence)
 
 
 def truth(pair: Pair, new: int = 24) -> tuple[int, ...]:
@@ -245,42 +251,62 @@ def test_a_draft_model_with_a_shorter_context_is_left_out_where_it_ends(tiny: Pa
     assert len(run.trees[-2]) == 1
 
 
+def score(session: DraftSession, rows: Sequence[int]) -> Tensor:
+    return drive(session.score(rows)).logits_RV
+
+
 def test_draft_session_keeps_what_agrees(tiny: Pair) -> None:
     session = DraftSession(Context(tiny.drafts["similar"]), PROMPT)
-    tree = session.begin(PROMPT)
+    tree = drive(session.begin(PROMPT))
     node = tree.extend(0, [7, 8], Origin.DRAFT)
-    session.score([0, node])
-    session.begin([*PROMPT, 7, 8, 9, 5])  # 7 and 8 are cached, 9 is caught up in the next forward
+    score(session, [0, node])
+    drive(session.begin([*PROMPT, 7, 8, 9, 5]))  # 7 and 8 are cached, 9 is caught up in the next forward
     assert session._slot.length == len(PROMPT) + 2
-    logits = session.score([0])
+    logits = score(session, [0])
     fresh = DraftSession(Context(tiny.drafts["similar"]), [*PROMPT, 7, 8, 9, 5])
-    fresh.begin([*PROMPT, 7, 8, 9, 5])
-    assert (logits - fresh.score([0])).abs().max() < 1e-9
-    assert session.forwards == 2
+    drive(fresh.begin([*PROMPT, 7, 8, 9, 5]))
+    assert (logits - score(fresh, [0])).abs().max() < 1e-9
 
 
 def test_a_draft_model_reads_the_end_of_a_long_text(tiny: Pair) -> None:
     def logits(session: DraftSession, text: Sequence[int]) -> Tensor:
-        session.begin(text)
-        return session.score([0])
+        drive(session.begin(text))
+        return score(session, [0])
+
+    def fresh(text: Sequence[int]) -> Tensor:
+        return logits(DraftSession(Context(model), text), text)
 
     text = [1 + i * i % 37 for i in range(20)]
     model, context = tiny.drafts["similar"], Context(tiny.drafts["similar"])
     session = DraftSession(context, text, span=8)
+    drive(session.prefill(text))
     assert session.missing(text) == 0
-    assert (logits(session, text) - logits(DraftSession(Context(model), text[-8:]), text[-8:])).abs().max() < 1e-9
+    assert (logits(session, text) - fresh(text[-8:])).abs().max() < 1e-9
     text += [5, 6, 7, 8, 9, 10, 11, 12]  # twice as many: it goes on
-    assert (logits(session, text) - logits(DraftSession(Context(model), text[-16:]), text[-16:])).abs().max() < 1e-9
+    assert (logits(session, text) - fresh(text[-16:])).abs().max() < 1e-9
     text = [*text, 13]
     assert session.missing(text) == 7
-    assert (logits(session, text) - logits(DraftSession(Context(model), text[-8:]), text[-8:])).abs().max() < 1e-9
+    assert (logits(session, text) - fresh(text[-8:])).abs().max() < 1e-9
     assert session.fits(len(text), model.info.max_positions - 8)
     assert not session.fits(len(text), model.info.max_positions - 7)
     begun = context.start
-    assert DraftSession(context, [*text, 14, 15], prefill=False, span=8).missing([*text, 14, 15]) < 7  # the next turn
+    assert DraftSession(context, [*text, 14, 15], span=8).missing([*text, 14, 15]) < 7  # the next turn
     assert context.start == begun
-    assert DraftSession(context, [3, 4, 5], span=8).missing([3, 4, 5]) == 0
+    assert DraftSession(context, [3, 4, 5], span=8).missing([3, 4, 5]) == 2
     assert context.start == 0
+
+
+def test_a_draft_model_may_be_told_where_to_read_from(tiny: Pair) -> None:
+    text = [1 + i * i % 37 for i in range(40)]
+    session = DraftSession(Context(tiny.drafts["similar"]), text)
+    session.read_from(text, 30)
+    assert session.skipped == 30
+    assert session.missing(text) == 9
+    longer = [*text, 3, 4]
+    drive(session.begin(longer))
+    fresh = DraftSession(Context(tiny.drafts["similar"]), longer[30:])
+    drive(fresh.begin(longer[30:]))
+    assert (score(session, [0]) - score(fresh, [0])).abs().max() < 1e-9
 
 
 def test_a_text_beyond_the_draft_models_context() -> None:
@@ -298,7 +324,7 @@ def test_a_text_beyond_the_draft_models_context() -> None:
 
 
 def propose(text: Sequence[int], room: int = 50, **options: int) -> list[int]:
-    tree = PromptLookupDrafter(PromptLookupOptions(**options), len(text)).propose(text, room)
+    tree = drive(PromptLookupDrafter(PromptLookupOptions(**options), len(text)).propose(text, room))
     return tree.path_tokens(len(tree) - 1)
 
 
@@ -321,13 +347,13 @@ def test_lookahead_yields_ngrams_without_the_prompts_own(tiny: Pair) -> None:
 
 def test_draft_trees_are_ranked_by_chance(tiny: Pair) -> None:
     session = DraftSession(Context(tiny.drafts["similar"]), PROMPT)
-    drafter = OuroborosDrafter(
-        OuroborosOptions(tree_tokens=6), session, Sampler(SamplingParams(), 0, 40), PhrasePool(), PROMPT
-    )
-    small = drafter.propose(PROMPT, 20)
-    chances = drafter._chances
+    options = OuroborosOptions(tree_tokens=6)
+    policy = FixedSizes(options, frozenset(), trees=True, draft_trees=True)
+    drafter = OuroborosDrafter(options, session, Sampler(SamplingParams(), 0, 40), Memory(), PROMPT, policy)
+    small = drive(drafter.propose(PROMPT, 20))
+    plan = drafter._plan
+    chances, tree = plan.chances, plan.tree
     assert len(small) == 7
-    tree = session.tree
     kept = {tuple(small.path_tokens(node)) for node in range(1, 7)}
     cut = sorted((chances[n] for n in range(1, len(tree))), reverse=True)[5]
     assert all(chances[n] <= cut for n in range(1, len(tree)) if tuple(tree.path_tokens(n)) not in kept)

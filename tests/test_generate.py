@@ -14,6 +14,7 @@ import torch
 import ouroboros
 from ouroboros import Decoder, InputError, OuroborosError, OuroborosOptions, SamplingParams
 from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.tree import Origin, TokenTree
 from tests.pairs import EMBEDDED, Pair
 
 PROMPT = "def fibonacci(n):\n    "
@@ -76,12 +77,12 @@ def test_text_tokens_and_stats_belong_together(decoder: Decoder) -> None:
 
 def test_ratios_by_hand() -> None:
     recorder = StatsRecorder("m", "native", "float32", "cpu", 1, prompt_tokens=5)
-    for label, depth in (("draft", 1), ("draft", 2), ("phrase", 1), ("phrase", 3)):
-        recorder.offer(label, depth)
-    recorder.emit("phrase", "prompt", 1)
-    recorder.emit("draft", "draft", 2)
-    recorder.emit("bonus", "bonus", 3)
-    recorder.target_forwards, recorder.draft_forwards, recorder.decode_seconds = 2, 3, 0.5
+    tree = TokenTree(1)
+    phrase = tree.extend(0, [2, 3], Origin.DRAFT)
+    tree.add(0, 4, Origin.PROMPT)
+    tree.add(phrase, 5, Origin.VERIFIED)
+    recorder.step(tree, (Origin.PROMPT, Origin.DRAFT, Origin.BONUS), 0.4, draft_forwards=3, draft_seconds=0.1)
+    recorder.step(TokenTree(5), (), 0.1, draft_forwards=0, draft_seconds=0.0)
     stats = recorder.freeze()
     assert stats.new_tokens == 3
     assert stats.acceptance_rate == 2 / 4
@@ -240,7 +241,7 @@ def test_bad_options() -> None:
     wrong: list[tuple[Any, str]] = [
         ({"draft_tokens": 0}, "draft_tokens must be a whole number from 1 to 128, not 0"),
         ({"nonsense": 1}, "has no option 'nonsense'"),
-        ({"lengthening": "maybe"}, "true or false"),
+        ({"lengthening": "maybe"}, "lengthening must be True or False, not 'maybe'"),
         ({"min_chance": 2.0}, "min_chance"),
         (ouroboros.SpeculativeOptions(), "OuroborosOptions"),
     ]

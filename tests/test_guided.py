@@ -15,7 +15,7 @@ from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.models.base import ScoreRequest
 from ouroboros.models.context import Context
 from ouroboros.models.guided import GuidedModel
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import Pair
 from tests.reference import NaiveGuided, generate
@@ -30,7 +30,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 def decoder(pair: Pair, method: str, draft: str = "similar") -> Decoder:
     model = pair.drafts[draft] if method in NEEDS_DRAFT else None
-    return Decoder(pair.target, model, None, method, options_for(method), PhrasePool())
+    return Decoder(pair.target, model, None, method, options_for(method), Memory())
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

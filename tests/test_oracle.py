@@ -7,8 +7,9 @@ n-gram was of use would prove nothing.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import cache
 from typing import Any
 
@@ -30,13 +31,19 @@ from ouroboros.config import (
 )
 from ouroboros.config import PromptLookupOptions as Lookup
 from ouroboros.config import SpeculativeOptions as Speculative
-from ouroboros.decoder import decode
+from ouroboros.control.cost import Costs, Prior
+from ouroboros.control.experience import Control, Experience
+from ouroboros.decoding.loop import Step, decode
+from ouroboros.decoding.run import Observe
+from ouroboros.decoding.run import run as run_flow
 from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import NEEDS_DRAFT, build_drafter
+from ouroboros.flow import Flow
 from ouroboros.models.context import Context
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.sampling import Sampler
-from ouroboros.stats import Stats, StatsRecorder
+from ouroboros.stats import Decision, Stats, StatsRecorder
 from ouroboros.text import Tokenizer
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
@@ -67,27 +74,41 @@ def run(
     params: SamplingParams,
     seed: int,
     eos: Set[int] = frozenset(),
-    pool: PhrasePool | None = None,
+    memory: Memory | None = None,
+    control: Control | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    decisions: list[Decision] | None = None,
 ) -> tuple[tuple[int, ...], Stats]:
+    """``control``: None decodes by fixed sizes. ``decisions``: gets the policy's."""
     sampler = Sampler(params, seed, pair.target.info.vocab_size, len(prompt))
-
-    def start() -> Drafter:
-        context = None if draft is None else Context(pair.drafts[draft])
-        phrases = PhrasePool() if pool is None else pool
-        return build_drafter(options, context, sampler, phrases, prompt, eos, pair.target.info.max_positions)
-
-    return drain(pair, start, sampler, prompt, params, eos)
+    context = None if draft is None else Context(pair.drafts[draft])
+    kept = Memory() if memory is None else memory
+    drafter = build_drafter(options, prompt, sampler, kept, eos, pair.target, context, control)
+    observe = (lambda *told: None) if control is None else control.observe
+    return drain(pair, drafter, sampler, prompt, params, eos, clock, observe, decisions)
 
 
 def drain(
-    pair: Pair, start: Any, sampler: Sampler, prompt: Sequence[int], params: SamplingParams, eos: Set[int]
+    pair: Pair,
+    drafter: Drafter,
+    sampler: Sampler,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    eos: Set[int],
+    clock: Callable[[], float] = time.perf_counter,
+    observe: Observe = lambda *told: None,
+    decisions: list[Decision] | None = None,
 ) -> tuple[tuple[int, ...], Stats]:
     recorder = StatsRecorder("test", "native", "", "", sampler.seed, len(prompt))
     tokens: list[int] = []
-    for step in decode(Context(pair.target), start, sampler, prompt, params.max_new_tokens, eos, recorder):
-        tokens += step.tokens
-        for depth, origin in enumerate(step.origins, start=1):
-            recorder.emit(origin.label, origin.value, depth)
+    flow = decode(Context(pair.target), drafter, sampler, prompt, params.max_new_tokens, eos)
+    for event in run_flow(flow, clock, observe):
+        if isinstance(event, Step):
+            tokens += event.tokens
+            drafted = event.draft_forwards, event.draft_seconds
+            recorder.step(event.tree, event.origins, event.seconds, *drafted, event.decision)
+    if decisions is not None:
+        decisions += recorder.decisions
     return tuple(tokens), recorder.freeze()
 
 
@@ -195,13 +216,29 @@ methods = st.one_of(
     st.builds(Lookup, draft_tokens=st.integers(1, 12), max_ngram=st.integers(1, 4)),
     st.builds(
         LookaheadOptions,
-        window=st.integers(1, 8),
-        ngram=st.integers(2, 5),
-        branches=st.integers(0, 6),
+        window=st.one_of(st.none(), st.integers(1, 8)),
+        ngram=st.one_of(st.none(), st.integers(2, 5)),
+        branches=st.one_of(st.none(), st.integers(0, 6)),
         prompt_ngrams=st.booleans(),
     ),
     st.builds(
+        SuffixDecodingOptions,
+        draft_tokens=st.integers(1, 40),
+        factor=st.integers(1, 8),
+        max_match=st.integers(1, 30),
+        min_chance=st.sampled_from([0.0, 0.1, 0.9]),
+        reuse=st.booleans(),
+    ),
+    st.builds(
+        TokenRecyclingOptions,
+        tree_tokens=st.one_of(st.none(), st.integers(1, 40)),
+        successors=st.integers(1, 8),
+    ),
+    st.builds(
         OuroborosOptions,
+        control=st.booleans(),
+        recycling=st.booleans(),
+        draft_context=st.sampled_from([0, 0, 5, 40]),
         draft_tokens=st.integers(1, 8),
         min_chance=st.sampled_from([0.0, 0.1, 0.9]),
         side_branches=st.integers(0, 4),
@@ -218,6 +255,29 @@ methods = st.one_of(
         reuse=st.booleans(),
     ),
 )
+
+
+class Erratic:
+    """A clock that runs as it likes: it stands still, jumps by hours, or ticks."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng, self._now = rng, 0.0
+
+    def __call__(self) -> float:
+        self._now += self._rng.choice([0.0, 1e-9, 0.001, 0.02, 0.02, 5000.0])
+        return self._now
+
+
+def random_control(rng: random.Random, pair: Pair) -> Control:
+    """Costs between free and ruinous that learn from an erratic clock, and texts that are thought short or endless."""
+    control = Control()
+    for model in (pair.target, *pair.drafts.values()):
+        prior = Prior(10 ** rng.uniform(-5, 1), 10 ** rng.uniform(-7, 0), rng.uniform(0.5, 1.3))
+        control._costs[type(model), model.info] = Costs(model.info.work, prior)
+    control.experience.default_factory = lambda: Experience(
+        tokens=rng.choice([0.0, 1e5]), ends=rng.choice([0.0, 1e4]), seconds=rng.choice([0.0, 1e3])
+    )
+    return control
 
 
 def random_pool(rng: random.Random, vocab: int) -> PhrasePool:
@@ -248,8 +308,9 @@ def test_any_method_any_parameters(tiny: Pair) -> None:
         # A few different tokens alone: n-grams repeat, so that phrases and look-ups have something to find.
         prompt = rng.choices(rng.sample(range(40), 4), k=length)
         params = SamplingParams(**{**_fields(warp), "max_new_tokens": new})
-        pool = random_pool(rng, 40)
-        tokens, stats = run(tiny, draft, options, prompt, params, seed, frozenset(eos), pool)
+        memory = Memory(random_pool(rng, 40))
+        control, clock = random_control(rng, tiny), Erratic(rng)
+        tokens, stats = run(tiny, draft, options, prompt, params, seed, frozenset(eos), memory, control, clock)
         assert tokens == generate(tiny.oracle, prompt, params, seed, frozenset(eos))
         assert stats.new_tokens == len(tokens) <= new
         totals.update(_counts(stats))
@@ -267,12 +328,14 @@ def _fields(params: SamplingParams) -> dict[str, Any]:
 class RandomTrees:
     """A drafter that hangs the true continuation, in part, among random branches."""
 
-    draft_forwards = 0
-
     def __init__(self, rng: random.Random, truth: Sequence[int], prompt: Sequence[int]) -> None:
         self.rng, self.text = rng, [*prompt, *truth]
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from ()
+
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        yield from ()
         tree = TokenTree(sequence[-1])
         ahead = self.text[len(sequence) : len(sequence) + self.rng.randint(0, 5)][:room]
         spine = [0]
@@ -288,6 +351,9 @@ class RandomTrees:
     def observe(self, verdict: Verdict) -> None:
         assert len(verdict.predictions) == len(verdict.tree)
 
+    def stop(self, sequence: Sequence[int]) -> None:
+        assert list(sequence) == self.text
+
 
 def test_any_tree(tiny: Pair) -> None:
     totals: Counter[str] = Counter()
@@ -300,7 +366,7 @@ def test_any_tree(tiny: Pair) -> None:
         params = SamplingParams(**{**_fields(warp), "max_new_tokens": 24})
         truth = generate(tiny.oracle, prompt, params, seed)
         sampler = Sampler(params, seed, 40, length)
-        tokens, stats = drain(tiny, lambda: RandomTrees(rng, truth, prompt), sampler, prompt, params, frozenset())
+        tokens, stats = drain(tiny, RandomTrees(rng, truth, prompt), sampler, prompt, params, frozenset())
         assert tokens == truth
         totals.update(_counts(stats))
 
@@ -317,13 +383,13 @@ def test_eos_inside_a_block(tiny: Pair, place: str) -> None:
     plain = generate(tiny.oracle, prompt, params, 0)
     eos = next(token for i, token in enumerate(plain) if i >= 2 and token not in plain[:i])
     end = plain.index(eos) + 1
-    pool = PhrasePool()
-    pool.insert(prompt, plain, Origin.VERIFIED)
+    memory = Memory()
+    memory.phrases.insert(prompt, plain, Origin.VERIFIED)
     if place == "draft":
         tokens, stats = run(tiny, "self", Speculative(draft_tokens=10), prompt, params, 0, {eos})
         assert stats.accepted_by_source == {"draft": end}
     else:
         options = LookaheadOptions(branches=4, ngram=12, window=1)
-        tokens, stats = run(tiny, None, options, prompt, params, 0, {eos}, pool)
+        tokens, stats = run(tiny, None, options, prompt, params, 0, {eos}, memory)
         assert stats.accepted_by_source["phrase"] >= 2
     assert tokens == plain[:end]

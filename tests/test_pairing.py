@@ -658,10 +658,9 @@ def test_a_broken_tokenizer_is_named(models: Mapping[str, Path], tmp_path: Path)
 
 def test_costs_are_known_where_sizes_are_chosen_by_them(pair: Mapping[str, Any]) -> None:
     chosen = ouroboros.load(**pair)
-    assert chosen.control is not None
-    for profile in (chosen.control.costs.target, chosen.control.costs.draft):
-        assert all(seconds > 0 for seconds in profile.seconds[0])
-        assert profile.rows[0] == 1
-    assert chosen.generate([1, 2, 3], max_new_tokens=4).stats.target_forwards >= 1
-    assert ouroboros.load(**pair, options={"control": False}).control is None
-    assert ouroboros.load(**pair, method="speculative").control is None
+    assert chosen.control._costs
+    assert chosen.generate([1, 2, 3], max_new_tokens=4).decisions
+    for more in ({"options": {"control": False}}, {"method": "speculative"}):
+        fixed = ouroboros.load(**pair, **more)
+        assert not fixed.generate([1, 2, 3], max_new_tokens=4).decisions
+        assert not fixed.control._costs

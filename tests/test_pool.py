@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from ouroboros.errors import PoolFileError
 from ouroboros.phrases.harvest import TextHarvest, corrections
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import KEYS, Phrase, PhrasePool
 from ouroboros.phrases.storage import load_pool, save_pool
 from ouroboros.tree import Origin, TokenTree
@@ -172,27 +173,29 @@ def test_a_stored_pool_is_the_same_pool(
     for context, tokens, origin in entries:
         pool.insert(context, tokens, origin)
         pool.credit(context, pool.lookup(context, 2, 3), [0, 1, 2])
-    save_pool(pool, path, "words")
+    save_pool(Memory(pool), path, "words")
     again = load_pool(path, "words")
-    assert contents(again) == contents(pool)
-    assert (again.max_keys, again.phrases_per_key, again.max_tokens) == (50, 4, 5)
+    assert contents(again.phrases) == contents(pool)
+    bounds = again.phrases.max_keys, again.phrases.phrases_per_key, again.phrases.max_tokens
+    assert bounds == (50, 4, 5)
 
 
 def test_a_file_keeps_what_other_methods_remember(tmp_path: Path) -> None:
     path = tmp_path / "pool"
-    pool = PhrasePool()
-    for text in ([1, 2, 3], [4, 5]):
-        pool.outputs.extend(text)
-        pool.outputs.close()
-    pool.outputs.extend([1, 2, 6])  # not closed: the output that came last
-    pool.successors.update({7: (8, 9), 3: (), 0: (1, 2, 3)})
-    pool.predictions.learn(None, 1, [2, 3], [-0.5, -1.5])
-    pool.predictions.learn(1, 2, [3], [-0.25])
-    save_pool(pool, path, "words")
+    memory = Memory()
+    for tokens in ([1, 2, 3], [4, 5], [1, 2, 6]):
+        text = memory.outputs.start()
+        text.add(tokens)
+        if tokens != [1, 2, 6]:  # the last one is still being written
+            text.stop()
+    memory.successors.update({7: (8, 9), 3: (), 0: (1, 2, 3)})
+    memory.predictions.learn(None, 1, [2, 3], [-0.5, -1.5])
+    memory.predictions.learn(1, 2, [3], [-0.25])
+    save_pool(memory, path, "words")
     again = load_pool(path, "words")
-    assert list(again.predictions.items()) == list(pool.predictions.items())
+    assert list(again.predictions.items()) == list(memory.predictions.items())
     assert again.outputs.tokens == [1, 2, 3, -1, 4, 5, -1, 1, 2, 6, -1]
-    assert again.successors == pool.successors
+    assert again.successors == memory.successors
     save_pool(again, path, "words")
     assert load_pool(path, "words").outputs.tokens == again.outputs.tokens
     with safe_open(path, framework="numpy") as file:
@@ -225,7 +228,7 @@ def test_other_files_and_other_vocabularies(tmp_path: Path) -> None:
         load_pool(path, "words")
     pool = PhrasePool()
     pool.insert([1], [2, 3], Origin.VERIFIED)
-    save_pool(pool, path, "words")
+    save_pool(Memory(pool), path, "words")
     with pytest.raises(PoolFileError, match="another vocabulary"):
         load_pool(path, "other words")
     whole = path.read_bytes()
@@ -248,7 +251,7 @@ def test_a_file_with_other_keys_loads_what_is_under_these(tmp_path: Path) -> Non
     bounds = json.dumps({"max_keys": 5, "phrases_per_key": 5, "max_tokens": 5})
     meta = {"format": "ouroboros-phrase-pool", "version": "1", "fingerprint": "words", "bounds": bounds}
     save_file(arrays, path, meta)
-    pool = load_pool(path, "words")
+    pool = load_pool(path, "words").phrases
     assert [key for key, _ in pool.items()] == [(1,), (2, 1)]
     assert all((phrase.seen, phrase.offered, phrase.accepted) == (1, 1, 1) for _, phrase in pool.items())
 
@@ -275,10 +278,10 @@ def test_damaged_entries_and_versions(tmp_path: Path) -> None:
 
 def test_saving_where_one_cannot(tmp_path: Path) -> None:
     with pytest.raises(PoolFileError, match="cannot write"):
-        save_pool(PhrasePool(), tmp_path / "no" / "pool", "words")
-    save_pool(PhrasePool(), tmp_path / "pool", "words")
+        save_pool(Memory(), tmp_path / "no" / "pool", "words")
+    save_pool(Memory(), tmp_path / "pool", "words")
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]  # no temporary file is left behind
-    assert len(load_pool(tmp_path / "pool", "words")) == 0
+    assert len(load_pool(tmp_path / "pool", "words").phrases) == 0
 
 
 def test_expected_tokens_and_rate() -> None:

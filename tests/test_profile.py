@@ -12,11 +12,8 @@ import pytest
 
 import ouroboros
 from ouroboros import InputError, cli
-from ouroboros.control.cost import FORMAT, CostProfile, load_profile, measure, profile_path, save_profile
-from ouroboros.control.memory import MemorySpeed, shifted
+from ouroboros.control.profile import FORMAT, CostProfile, load_profile, measure, profile_path, save_profile
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest, Slot
-from ouroboros.models.context import Context
-from ouroboros.tree import TokenTree
 from tests.pairs import Pair
 
 CLOCK = True
@@ -48,7 +45,7 @@ class Clocked:
         self.now = 0.0
         self.sizes: list[int] = []
         self._model = model
-        monkeypatch.setattr("ouroboros.control.cost.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("ouroboros.control.machine.time.perf_counter", lambda: self.now)
 
     def open(self) -> Slot:
         return self._model.open()
@@ -72,33 +69,6 @@ def test_every_size_is_measured_in_turns(tiny: Pair, monkeypatch: pytest.MonkeyP
     assert profile.spread == ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     assert len(model.sizes) == 2 * 5 * 3
     assert len({tuple(model.sizes[i : i + 3]) for i in range(0, 30, 3)}) > 1, "always the same order"
-
-
-def test_what_memory_in_two_states_was_measured_with_is_brought_to_one(
-    tiny: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A forward waits for memory or for arithmetic, whichever takes longer; memory changes between two contexts, and
-    for two of seven rounds within one."""
-    reading, changes = {"slow": 0.0006, "fast": 0.0004}, {14: "fast", 18: "slow", 30: "fast"}
-    state, calls = "slow", 0
-
-    def forward(context: Context, tree: TokenTree, tokens: Sequence[int]) -> float:
-        nonlocal state, calls
-        calls += 1
-        state = changes.get(calls, state)
-        context.follow(tokens)
-        waiting, computing = reading[state] / 0.0006 * 0.022, 0.002 * len(tree)
-        return float((waiting**6 + computing**6) ** (1 / 6))
-
-    monkeypatch.setattr("ouroboros.control.cost._time", forward)
-    monkeypatch.setattr(MemorySpeed, "read", lambda self: reading[state])
-    profile = measure(tiny.target, rows=[1, 8, 16], contexts=[10, 20])
-    first, second = profile.seconds
-    assert calls == 2 * 8 * 3
-    assert first == pytest.approx(second, rel=0.03), "in steps of a tenth"
-    assert profile.memory is not None
-    found = shifted([0.0, *first], 0.0006 / profile.memory)[1:]
-    assert found == pytest.approx([0.022, 0.0229, 0.0331], rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel, ScoreRequest
 from ouroboros.models.context import Context
 from ouroboros.models.recorded import RecordedModel, Recording
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import Pair
 
@@ -31,7 +31,7 @@ READ_THE_PATH_ALONE = ("autoregressive", "speculative", "prompt_lookup", "suffix
 def run(model: CausalModel, pair: Pair, method: str, settings: dict[str, Any], **options: Any) -> list[Any]:
     """Outputs and counts of a few prompts through one memory, so that later ones depend on all rows of earlier ones."""
     draft = pair.drafts["similar"] if method in NEEDS_DRAFT else None
-    decoder = Decoder(model, draft, None, method, options_for(method, options or None), PhrasePool())
+    decoder = Decoder(model, draft, None, method, options_for(method, options or None), Memory())
     params = SamplingParams(max_new_tokens=24, **settings)
     results = [decoder.generate(prompt, params) for prompt in PROMPTS]
     return [(one.token_ids, [getattr(one.stats, name) for name in COUNTS]) for one in results]

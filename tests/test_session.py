@@ -11,7 +11,7 @@ from ouroboros import Decoder, InputError, OuroborosError, OuroborosOptions, Sam
 from ouroboros.config import options_for
 from ouroboros.models.base import ScoreRequest
 from ouroboros.models.context import Context
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
 from ouroboros.text import Tokenizer
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import EMBEDDED, Pair
@@ -22,7 +22,7 @@ PROMPT = [5, 9, 2, 7, 1, 3]
 
 @pytest.fixture
 def decoder(tiny: Pair) -> Decoder:
-    return Decoder(tiny.target, tiny.drafts["similar"], None, "ouroboros", OuroborosOptions(), PhrasePool())
+    return Decoder(tiny.target, tiny.drafts["similar"], None, "ouroboros", OuroborosOptions(), Memory())
 
 
 def truth(pair: Pair, prompt: list[int], new: int, seed: int = 0, temperature: float = 0.0) -> tuple[int, ...]:
@@ -33,7 +33,7 @@ def truth(pair: Pair, prompt: list[int], new: int, seed: int = 0, temperature: f
 @pytest.mark.parametrize("method", ["autoregressive", "speculative", "lookahead", "ouroboros"])
 def test_turns_compute_only_what_is_new(tiny: Pair, method: str, temperature: float) -> None:
     draft = tiny.drafts["similar"] if method in ("speculative", "ouroboros") else None
-    session = Decoder(tiny.target, draft, None, method, options_for(method), PhrasePool()).session()
+    session = Decoder(tiny.target, draft, None, method, options_for(method), Memory()).session()
     sequence: list[int] = []
     for turn in range(4):
         prompt = [*sequence, *PROMPT, turn]

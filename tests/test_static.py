@@ -19,7 +19,7 @@ from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
 from ouroboros.models.quantised import QUANTISED
 from ouroboros.models.static import ROWS, StaticDecoder
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import Pair, Weights, random_weights, tiny_config
 from tests.reference import generate
@@ -146,7 +146,7 @@ def test_other_types_as_graphs(kind: str) -> None:
 
 def decoded(engine: str, device: str, settings: Mapping[str, Any]) -> list[Sequence[int]]:
     target, draft = model("llama", engine, device), model("windows", engine, device)
-    decoder = Decoder(target, draft, None, "ouroboros", OuroborosOptions(), PhrasePool())
+    decoder = Decoder(target, draft, None, "ouroboros", OuroborosOptions(), Memory())
     prompts = [[1, 2, 3], [5] * 40, [7, 8] * 30]
     return [decoder.generate(p, max_new_tokens=60, seed=3, **settings).token_ids for p in prompts]
 
@@ -166,7 +166,7 @@ def test_the_oracles_tokens(tiny: Pair) -> None:
     config = tiny_config()
     weights = Weights(random_weights(config, 1))
     target = LlamaModel(parse_config(config), weights, frozenset(), torch.float64, torch.device("cpu"), engine="static")
-    decoder = Decoder(target, tiny.drafts["similar"], None, "ouroboros", OuroborosOptions(), PhrasePool())
+    decoder = Decoder(target, tiny.drafts["similar"], None, "ouroboros", OuroborosOptions(), Memory())
     for temperature in (0.0, 1.0):
         params = SamplingParams(max_new_tokens=50, temperature=temperature, seed=5)
         result = decoder.generate([3, 1, 4], params)

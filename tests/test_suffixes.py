@@ -15,12 +15,20 @@ from ouroboros.drafting.token_recycling import RANKS, TokenRecyclingDrafter, tem
 from ouroboros.phrases.suffixes import END, SuffixIndex
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
+from tests.flows import drive
 
 
 def speculate(index: SuffixIndex, context: Sequence[int], **settings: float) -> tuple[TokenTree, float, int]:
     values: dict[str, float] = {"depth": 24, "factor": 1, "most": 64, "min_chance": 0.0, "room": 64} | settings
     found = index.speculate(context, origin=Origin.VERIFIED, **values)  # type: ignore[arg-type]
     return (TokenTree(context[-1]), 0.0, 0) if found is None else (found.tree, found.score, found.match)
+
+
+def add(index: SuffixIndex, tokens: Sequence[int]) -> None:
+    """A text that is over."""
+    text = index.start()
+    text.add(tokens)
+    text.stop()
 
 
 def brute_chances(texts: Sequence[Sequence[int]], match: Sequence[int], below: Sequence[int]) -> float:
@@ -45,8 +53,7 @@ def test_chances_are_shares_of_occurrences() -> None:
     texts = [[generator.randrange(4) for _ in range(40)] for _ in range(3)]
     index = SuffixIndex()
     for text in texts:
-        index.extend(text)
-        index.close()
+        add(index, text)
     for _ in range(30):
         context = [generator.randrange(4) for _ in range(6)]
         tree, score, match = speculate(index, context, factor=8)
@@ -60,7 +67,8 @@ def test_chances_are_shares_of_occurrences() -> None:
 
 def test_the_surer_match_drafts_more() -> None:
     index = SuffixIndex()
-    index.extend([1, 2, 3, 4, 5, 6, 7, 8])
+    text = index.start()
+    text.add([1, 2, 3, 4, 5, 6, 7, 8])
     assert speculate(index, [9, 3])[0].tokens == [3, 4]
     assert speculate(index, [9, 2, 3])[0].tokens == [3, 4, 5]
     assert speculate(index, [1, 2, 3])[0].tokens == [3, 4, 5, 6]
@@ -70,8 +78,8 @@ def test_the_surer_match_drafts_more() -> None:
     assert speculate(index, [1, 2, 3], room=0)[0].tokens == [3]
     assert speculate(index, [1, 2, 3], most=1)[0].tokens == [3, 4]
     assert speculate(index, [8])[2] == 0, "nothing stands behind the end"
-    index.close()
-    index.extend([8, 9])
+    text.stop()
+    add(index, [8, 9])
     assert speculate(index, [7, 8])[0].tokens == [8, 9]
     assert END not in speculate(index, [6, 7], factor=9)[0].tokens
 
@@ -79,37 +87,48 @@ def test_the_surer_match_drafts_more() -> None:
 def test_unlikely_nodes_are_left_out() -> None:
     index = SuffixIndex()
     for last in (2, 2, 2, 3):
-        index.extend([1, last])
-        index.close()
+        add(index, [1, last])
     assert speculate(index, [1], factor=5)[0].tokens == [1, 2, 3]
     assert speculate(index, [1], factor=5, min_chance=0.3)[0].tokens == [1, 2]
 
 
 def test_old_texts_are_forgotten() -> None:
     index = SuffixIndex(max_tokens=10)
-    index.extend([1, 2, 3, 4, 5, 6])
-    index.close()
-    index.extend([7, 8, 9, 10])
+    add(index, [1, 2, 3, 4, 5, 6])
+    add(index, [7, 8, 9, 10, 11])
     assert len(index) == 5
     assert speculate(index, [1])[2] == 0
     assert speculate(index, [8])[0].tokens == [8, 9]
-    with_end = SuffixIndex(max_tokens=4)
-    with_end.extend([1, 2, 3])
-    with_end.close()
-    with_end.close()
-    with_end.extend([4])
-    assert with_end._tokens == [END, 4]
+    assert index.tokens == [7, 8, 9, 10, 11, END]
+
+
+def test_texts_that_are_written_at_once_do_not_mix() -> None:
+    index = SuffixIndex()
+    one, other = index.start(), index.start()
+    for token in range(1, 6):
+        one.add([token])
+        other.add([token + 10])
+    assert index.tokens == [1, 2, 3, 4, 5, END, 11, 12, 13, 14, 15, END]
+    assert speculate(index, [2, 3], factor=4)[0].tokens == [3, 4, 5]
+    one.stop()
+    other.stop()
+    index.start().stop()
+    again = SuffixIndex()
+    again.restore(index.tokens)
+    assert again.tokens == index.tokens
 
 
 def test_earlier_outputs_are_drawn_upon_and_this_one_is_added() -> None:
     outputs = SuffixIndex()
-    outputs.extend([5, 6, 7, 8])
+    add(outputs, [5, 6, 7, 8])
     drafter = SuffixDecodingDrafter(SuffixDecodingOptions(), outputs, [1, 5, 6])
-    assert drafter.propose([1, 5, 6], 9).tokens == [6, 7, 8]
-    assert drafter.propose([1, 5, 6, 2, 1, 5], 9).tokens == [5, 6, 2]  # two tokens matched in the own text, one outside
-    assert outputs._tokens == [5, 6, 7, 8, END, 2, 1, 5]
+    assert drive(drafter.propose([1, 5, 6], 9)).tokens == [6, 7, 8]
+    # two tokens matched in the own text, one outside
+    assert drive(drafter.propose([1, 5, 6, 2, 1, 5], 9)).tokens == [5, 6, 2]
+    drafter.stop([1, 5, 6, 2, 1, 5, 4])
+    assert outputs.tokens == [5, 6, 7, 8, END, 2, 1, 5, 4, END]
     alone = SuffixDecodingDrafter(SuffixDecodingOptions(reuse=False), outputs, [5, 6])
-    assert len(alone.propose([5, 6], 9)) == 1
+    assert len(drive(alone.propose([5, 6], 9))) == 1
 
 
 def test_the_template_takes_the_likeliest_nodes() -> None:
@@ -125,7 +144,7 @@ def test_the_template_takes_the_likeliest_nodes() -> None:
 def test_successors_come_from_every_row_and_the_accepted_one_counts() -> None:
     successors: dict[int, tuple[int, ...]] = {}
     drafter = TokenRecyclingDrafter(TokenRecyclingOptions(tree_tokens=6, successors=2), successors)
-    assert len(drafter.propose([4], 9)) == 1
+    assert len(drive(drafter.propose([4], 9))) == 1
     tree = TokenTree(4)
     tree.extend(0, [5, 6], Origin.RECYCLED)
     other = tree.add(0, 6, Origin.RECYCLED)
@@ -135,5 +154,5 @@ def test_successors_come_from_every_row_and_the_accepted_one_counts() -> None:
     drafter.observe(Verdict(tree, (0, 1, 2), (5, 6, 2), (), (5, 0, 2, 4), logits))
     assert other == 3
     assert successors == {4: (5, 6), 5: (0, 1), 6: (2, 3)}
-    drafted = drafter.propose([1, 4], 2)
+    drafted = drive(drafter.propose([1, 4], 2))
     assert {tuple(drafted.path_tokens(node)) for node in range(1, len(drafted))} == {(5,), (6,), (5, 0), (5, 1), (6, 2)}

@@ -12,11 +12,20 @@ import ouroboros
 from ouroboros import Decoder, OuroborosOptions, SamplingParams, cli
 from ouroboros.bench.search import search
 from ouroboros.config import options_for
-from ouroboros.control.cost import CostProfile, Costs
+from ouroboros.control.profile import CostProfile, PairProfile
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.control.tuned import Tuned, load_tuned, save_tuned, tuned_path
 from tests.pairs import Pair
-from tests.test_control import FLAT, STEEP
+
+
+def profile(*times: tuple[int, float]) -> CostProfile:
+    """T(n) from (n, milliseconds)."""
+    rows, seconds = tuple(n for n, _ in times), tuple(ms / 1000 for _, ms in times)
+    return CostProfile("", "", rows, (64,), (seconds,), ((0.0,) * len(rows),))
+
+
+STEEP = PairProfile(profile((1, 20), (8, 22), (16, 36), (64, 140)), profile((1, 3), (8, 3.5), (64, 18)))
+FLAT = PairProfile(profile((1, 20), (256, 21)), profile((1, 2), (256, 2.1)))
 
 CLOCK = True
 Settings = tuple[dict[str, Any], ...]
@@ -43,7 +52,7 @@ def test_replay_ranks_by_what_forwards_cost(tiny: Pair) -> None:
     wide: dict[str, Any] = {"control": False, "draft_tokens": 8, "tree_tokens": 64, "siblings": 4, "min_chance": 0.0}
     settings: Settings = ({}, wide, {"control": False, "draft_tokens": 1, "tree_tokens": 1})
 
-    def replayed(costs: Costs) -> list[float]:
+    def replayed(costs: PairProfile) -> list[float]:
         _, tried = search(tiny.target, tiny.drafts["similar"], costs, PROMPTS, 16, (0.0,), quiet, settings)
         speeds = {json.dumps(one.options): one.replayed or 0.0 for one in tried}
         return [speeds[json.dumps(one)] for one in settings]

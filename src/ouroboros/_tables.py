@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch comes with it
     from ouroboros.bench.nearness import Choice
     from ouroboros.bench.search import Setting
     from ouroboros.bench.verdicts import AuditReport, PromptAudit
-    from ouroboros.control.cost import CostProfile
+    from ouroboros.control.profile import CostProfile
     from ouroboros.control.tuned import Tuned
     from ouroboros.training.report import DistillReport
 

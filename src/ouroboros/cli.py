@@ -23,7 +23,7 @@ from ouroboros.commands.options import Place, Tools
 from ouroboros.commands.process import keep_loaded, run
 from ouroboros.commands.profile import profile
 from ouroboros.commands.tune import tune
-from ouroboros.config import MethodOptions
+from ouroboros.config import MethodOptions, options_from_strings
 
 if TYPE_CHECKING:
     from ouroboros.generate import Decoder
@@ -85,7 +85,7 @@ def _load(
         revision=place.revision,
         pool=pool,
         pool_read_only=pool_read_only,
-        options=options,
+        options=options if isinstance(options, MethodOptions) else options_from_strings(method, options),
     )
     keep_loaded()
     return decoder

@@ -6,24 +6,27 @@ A request is checked and turned into tokens, then runs through the decoding loop
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast, overload
 
-from ouroboros.config import MAX_SEED, MethodOptions, SamplingParams
-from ouroboros.control.controller import Control
-from ouroboros.decoder import Step, decode
-from ouroboros.drafting.base import Drafter
-from ouroboros.drafting.factory import build_drafter
-from ouroboros.drafting.forced import ForcedDrafter
+from ouroboros.config import MAX_SEED, MethodOptions, SamplingParams, options_for
+from ouroboros.control.experience import Control
+from ouroboros.decoding.loop import Event
+from ouroboros.decoding.request import Request, start
+from ouroboros.decoding.run import run
+from ouroboros.drafting.sizes import by_costs, pays
 from ouroboros.errors import InputError, OuroborosError
 from ouroboros.grammar import Grammar
 from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
 from ouroboros.models.guided import GuidedModel
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import save_pool
 from ouroboros.prompts import Prompt, check_ids, encode, is_batch, short
@@ -32,41 +35,62 @@ from ouroboros.stats import StatsRecorder
 from ouroboros.stream import GenerationResult, Stream
 from ouroboros.text import Tokenizer
 
-__all__ = ["Decoder", "Session"]
+__all__ = ["Decoder", "Session", "fingerprint"]
+
+_LOGGER = logging.getLogger("ouroboros")
 
 
 class Decoder:
-    """A loaded pair, ready to generate; made by ``load``. As a context manager it saves its pool. Not thread-safe.
+    """A loaded pair, ready to generate; made by ``load``. As a context manager it saves its memory. Not thread-safe.
 
-    Attributes:
-        target, draft: the models. tokenizer: None where the target has none. method, options: how it decodes.
-        pool: the phrases that it keeps between calls; None where every call starts with an empty pool. pool_file: where
-            ``close`` saves them; None to save nothing. control: what chooses each step's sizes, where the options ask
-            for it; None to decode by their fixed sizes.
+    Args:
+        target, draft: the models. tokenizer: None where the target has none. method, options: how it decodes; None for
+            the method's defaults. memory: what it keeps between calls; None where every call starts with an empty one.
+        memory_file: where ``close`` saves that; None to save nothing. control: what it knows of costs and texts; None
+            for a new one. clock: seconds, of which costs are learned.
+
+    All arguments are attributes of the same names.
     """
 
     def __init__(
         self,
         target: CausalModel,
-        draft: CausalModel | None,
-        tokenizer: Tokenizer | None,
-        method: str,
-        options: MethodOptions,
-        pool: PhrasePool | None,
+        draft: CausalModel | None = None,
+        tokenizer: Tokenizer | None = None,
+        method: str = "ouroboros",
+        options: MethodOptions | None = None,
+        memory: Memory | None = None,
+        *,
+        memory_file: str | os.PathLike[str] | None = None,
+        control: Control | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.target = target
         self.draft = draft
         self.tokenizer = tokenizer
         self.method = method
-        self.options = options
-        self.pool = pool
-        self.pool_file: str | os.PathLike[str] | None = None
-        self.control: Control | None = None
+        self.options = options_for(method, options)
+        self.memory = memory
+        self.memory_file = memory_file
+        self.control = Control() if control is None else control
+        self.clock = clock
+        if by_costs(self.options):
+            costs = self.control.costs(target)
+            if draft is not None:
+                self.control.costs(draft)
+            if not pays(self.options, costs):
+                told = "rows cost too much here for it to be faster than plain decoding (ouroboros profile shows T(n))"
+                _LOGGER.warning("method %r: %s", method, told)
+
+    @property
+    def pool(self) -> PhrasePool | None:
+        """The phrases that it keeps between calls; None where every call starts with an empty pool."""
+        return None if self.memory is None else self.memory.phrases
 
     @property
     def fingerprint(self) -> str:
         """What binds a pool file to this vocabulary."""
-        return self.tokenizer.fingerprint if self.tokenizer else f"ids-{self.target.info.vocab_size}"
+        return fingerprint(self.tokenizer, self.target)
 
     def __enter__(self) -> Decoder:
         return self
@@ -82,8 +106,8 @@ class Decoder:
         Raises:
             PoolFileError: the file cannot be written.
         """
-        if self.pool_file is not None and self.pool is not None:
-            save_pool(self.pool, self.pool_file, self.fingerprint)
+        if self.memory_file is not None and self.memory is not None:
+            save_pool(self.memory, self.memory_file, self.fingerprint)
 
     @overload
     def generate(
@@ -120,7 +144,7 @@ class Decoder:
 
     def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Stream]:
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        session = Session(self, PhrasePool() if self.pool is None else self.pool)
+        session = Session(self, Memory() if self.memory is None else self.memory)
         each = [replace(params, n=1, seed=(seed + i) % (MAX_SEED + 1)) for i in range(params.n)]
         return [session.stream(prompt, one) for one in each]
 
@@ -130,7 +154,7 @@ class Decoder:
 
     def session(self) -> Session:
         """For requests that begin alike, one after the other: the turns of a chat."""
-        return Session(self, self.pool)
+        return Session(self, self.memory)
 
 
 class Session:
@@ -138,13 +162,13 @@ class Session:
     shares with the one before (``stats.cached_tokens`` says how much it was). It holds the caches as long as it lives.
 
     Args:
-        decoder: whose models and method it uses. pool: None for an empty one with every request.
+        decoder: whose models and method it uses. memory: None for an empty one with every request.
         target: a context of the decoder's target model to begin in, as another session's left it.
     """
 
-    def __init__(self, decoder: Decoder, pool: PhrasePool | None, target: Context | None = None) -> None:
+    def __init__(self, decoder: Decoder, memory: Memory | None, target: Context | None = None) -> None:
         self._decoder = decoder
-        self._pool = pool
+        self._memory = memory
         self._kept: tuple[object, Context, Context | None] | None = None  # guidance, target's context, draft's
         if target is not None:
             self._kept = None, target, None if decoder.draft is None else Context(decoder.draft)
@@ -179,42 +203,29 @@ class Session:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         stop_ids = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
         grammar = _grammar(decoder, params, stop_ids, len(ids))
-        sampler = Sampler(params, seed, info.vocab_size, len(ids), [grammar] if grammar else [])
+        processors = [grammar] if grammar else []
+        request = Request(
+            prompt=ids,
+            sampler=Sampler(params, seed, info.vocab_size, len(ids), processors),
+            stop_ids=stop_ids,
+            memory=Memory() if self._memory is None else self._memory,
+            forced=grammar.forced if grammar and decoder.method != "autoregressive" else None,
+            keep_logits=params.logprobs is not None,
+        )
         recorder = StatsRecorder(decoder.method, info.backend, info.dtype, info.device, seed, len(ids))
         recorder.trees, recorder.draft_trees = info.trees, decoder.draft is None or decoder.draft.info.trees
-        steps = self._run(ids, negative, params, sampler, stop_ids, grammar, recorder)
-        return Stream(steps, decoder.tokenizer, params.stop, recorder, ids, stop_ids, params.logprobs)
+        events = self._run(request, negative)
+        return Stream(events, decoder.tokenizer, params.stop, recorder, ids, stop_ids, params.logprobs)
 
-    def _run(
-        self,
-        ids: list[int],
-        negative: list[int] | None,
-        params: SamplingParams,
-        sampler: Sampler,
-        stop_ids: frozenset[int],
-        grammar: Grammar | None,
-        recorder: StatsRecorder,
-    ) -> Iterator[Step]:
+    def _run(self, request: Request, negative: list[int] | None) -> Generator[Event]:
         if self._busy:
             raise OuroborosError("the session's last stream has not ended: iterate to its end or close it first")
         decoder = self._decoder
-        pool = PhrasePool() if self._pool is None else self._pool
-        target, draft = self._contexts(ids, negative, params.guidance_scale)
-        info = target.model.info
-
-        def start() -> Drafter:
-            limits = info.max_positions, info.trees
-            controller = None
-            if decoder.control is not None:
-                room, report = params.max_new_tokens, recorder.decisions.append
-                controller = decoder.control.controller(params.temperature, len(ids), room, report)
-            drafter = build_drafter(decoder.options, draft, sampler, pool, ids, stop_ids, *limits, controller)
-            return ForcedDrafter(drafter, grammar.forced) if grammar and decoder.method != "autoregressive" else drafter
-
-        keep = params.logprobs is not None
+        target, draft = self._contexts(list(request.prompt), negative, request.sampler.params.guidance_scale)
+        flow = start(request, decoder.options, target, draft, decoder.control)
         self._busy = True
         try:
-            yield from decode(target, start, sampler, ids, params.max_new_tokens, stop_ids, recorder, keep)
+            yield from run(flow, decoder.clock, decoder.control.observe)
         except Exception:
             self._kept = None  # a forward that failed may have left half a row
             raise
@@ -232,6 +243,11 @@ class Session:
             draft = self._decoder.draft
             self._kept = guidance, context(self._decoder.target), None if draft is None else context(draft)
         return self._kept[1:]
+
+
+def fingerprint(tokenizer: Tokenizer | None, target: CausalModel) -> str:
+    """What binds a pool file to a vocabulary."""
+    return tokenizer.fingerprint if tokenizer else f"ids-{target.info.vocab_size}"
 
 
 def _grammar(decoder: Decoder, params: SamplingParams, stop_ids: frozenset[int], prompt_length: int) -> Grammar | None:

@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 
-from ouroboros.config import MethodOptions, OuroborosOptions, options_for
-from ouroboros.control.controller import Control
-from ouroboros.control.known import known_costs
+from ouroboros.config import MethodOptions, options_for
 from ouroboros.control.tuned import load_tuned, tuned_path
 from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
-from ouroboros.generate import Decoder
+from ouroboros.generate import Decoder, fingerprint
 from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
 from ouroboros.models.translated import TranslatedModel
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import load_pool
 from ouroboros.text import Tokenizer
@@ -115,24 +114,25 @@ def load(
     if options is None and draft_model is not None and method == "ouroboros":
         tuned = load_tuned(tuned_path(target_model.info, draft_model.info))
         chosen = tuned.chosen() if tuned else chosen
-    decoder = Decoder(target_model, draft_model, words, method, chosen, pool if isinstance(pool, PhrasePool) else None)
-    if draft_model is not None and isinstance(chosen, OuroborosOptions) and chosen.control:
-        decoder.control = Control(known_costs(target_model, draft_model))
-    if pool is None:
-        decoder.pool = PhrasePool()
-    elif isinstance(pool, str | os.PathLike):
-        _open_pool(decoder, Path(pool), pool_read_only)
-    return decoder
+    bound = fingerprint(words, target_model)
+    kept = Path(pool) if isinstance(pool, str | os.PathLike) and not pool_read_only else None
+    memory = _memory(pool, bound, pool_read_only)
+    return Decoder(target_model, draft_model, words, method, chosen, memory, memory_file=kept)
 
 
-def _open_pool(decoder: Decoder, path: Path, read_only: bool) -> None:
+def _memory(pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str, read_only: bool) -> Memory | None:
+    if pool is False:
+        return None
+    if isinstance(pool, PhrasePool):
+        return Memory(pool)
+    if not isinstance(pool, str | os.PathLike):
+        return Memory()
+    path = Path(pool)
     if path.exists() or read_only:
-        decoder.pool = load_pool(path, decoder.fingerprint)
-    elif path.parent.is_dir():
-        decoder.pool = PhrasePool()
-    else:
+        return load_pool(path, bound)
+    if not path.parent.is_dir():
         raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
-    decoder.pool_file = None if read_only else path
+    return Memory()
 
 
 def _name(model: object) -> str:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ouroboros.tree import Origin, TokenTree
+
 __all__ = [
     "LONGEST_CHAIN",
     "LOOPING",
@@ -250,22 +252,40 @@ class StatsRecorder:
     accepted_by_depth: list[int] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
 
-    def offer(self, label: str, depth: int) -> None:
-        """One draft token went to the target model at this depth (1 = directly behind the committed text)."""
-        while len(self.offered_by_depth) < depth:
-            self.offered_by_depth.append(0)
-            self.accepted_by_depth.append(0)
-        self.offered[label] += 1
-        self.offered_by_depth[depth - 1] += 1
+    def begin(self, cached_tokens: int, seconds: float, draft_seconds: float) -> None:
+        """The prompt has been read, in ``seconds``, the draft model's part among them."""
+        self.cached_tokens = cached_tokens
+        self.prefill_seconds, self.draft_prefill_seconds = seconds - draft_seconds, draft_seconds
 
-    def emit(self, label: str, origin: str, depth: int) -> None:
-        """One token became output; ``depth`` is its place in the step, from 1."""
-        if label == "bonus":
-            self.bonus_tokens += 1
-            return
-        self.accepted[label] += 1
-        self.origins[origin] += 1
-        self.accepted_by_depth[depth - 1] += 1
+    def step(
+        self,
+        tree: TokenTree,
+        origins: Sequence[Origin],
+        seconds: float,
+        draft_forwards: int,
+        draft_seconds: float,
+        decision: Decision | None = None,
+    ) -> None:
+        """The target was asked for ``tree``, and tokens of these ``origins`` became output."""
+        self.target_forwards += 1
+        self.draft_forwards += draft_forwards
+        self.decode_seconds += seconds
+        self.draft_seconds += draft_seconds
+        missing = max(tree.depths) - len(self.offered_by_depth)
+        self.offered_by_depth += [0] * missing
+        self.accepted_by_depth += [0] * missing
+        for origin, depth in zip(tree.origins[1:], tree.depths[1:], strict=True):
+            self.offered[origin.label] += 1
+            self.offered_by_depth[depth - 1] += 1
+        for depth, origin in enumerate(origins):
+            if origin is Origin.BONUS:
+                self.bonus_tokens += 1
+            else:
+                self.accepted[origin.label] += 1
+                self.origins[origin.value] += 1
+                self.accepted_by_depth[depth] += 1
+        if decision is not None:
+            self.decisions.append(decision)
 
     def freeze(self) -> Stats:
         accepted = self.accepted.total()

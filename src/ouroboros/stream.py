@@ -5,6 +5,7 @@ It turns steps into text and ends where the text stops. It knows nothing of mode
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ouroboros.decoder import Step
+from ouroboros.decoding.loop import Begun, Event, Step
 from ouroboros.errors import OuroborosError
 from ouroboros.stats import Decision, Stats, StatsRecorder
 from ouroboros.text import TextStream, Tokenizer
@@ -75,7 +76,7 @@ class Stream:
 
     def __init__(
         self,
-        steps: Iterator[Step],
+        events: Generator[Event],
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
         recorder: StatsRecorder,
@@ -94,7 +95,7 @@ class Stream:
         self._written: list[str] = []
         self._reason = "cancelled"
         self._result: GenerationResult | None = None
-        self._chunks = self._run(steps)
+        self._chunks = self._run(events)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -126,15 +127,19 @@ class Stream:
             raise OuroborosError("the stream has not ended: iterate to its end or close it before reading its result")
         return self._result
 
-    def _run(self, steps: Iterator[Step]) -> Generator[Chunk]:
-        for step in steps:
-            chunk, stopped = self._take(step)
-            yield chunk
-            if stopped:
-                self._reason = "stop"
-                break
-        else:
-            self._reason = "length"
+    def _run(self, events: Generator[Event]) -> Generator[Chunk]:
+        with contextlib.closing(events):
+            for event in events:
+                if isinstance(event, Begun):
+                    self._recorder.begin(event.cached_tokens, event.seconds, event.draft_seconds)
+                    continue
+                chunk, stopped = self._take(event)
+                yield chunk
+                if stopped:
+                    self._reason = "stop"
+                    break
+            else:
+                self._reason = "length"
         rest = self._text.finish()  # may complete a stop string that ends in what was held back
         self._reason = "stop" if self._text.stopped else self._reason
         if rest:
@@ -146,8 +151,7 @@ class Stream:
         """The part of a step up to where the text stops, and whether it stops there."""
         pieces = []
         stopped = False
-        for depth, (token, origin) in enumerate(zip(step.tokens, step.origins, strict=True), start=1):
-            self._recorder.emit(origin.label, origin.value, depth)
+        for token, origin in zip(step.tokens, step.origins, strict=True):
             piece = ""
             if token in self._stop_ids:
                 stopped = True
@@ -156,7 +160,9 @@ class Stream:
             pieces.append((piece, origin.label))
             if stopped:
                 break
-        token_ids = step.tokens[: len(pieces)]
+        token_ids, origins = step.tokens[: len(pieces)], step.origins[: len(pieces)]
+        drafted = step.draft_forwards, step.draft_seconds
+        self._recorder.step(step.tree, origins, step.seconds, *drafted, step.decision)
         text = "".join(piece for piece, _ in pieces)
         self._token_ids += token_ids
         if self._logprobs is not None and step.logits_TV is not None:

@@ -19,7 +19,8 @@ from ouroboros.bench.runner import Runner, Tell
 from ouroboros.bench.settings import BenchSettings
 from ouroboros.bench.tasks import load_task
 from ouroboros.bench.tuning import options_from_tuning, tune
-from ouroboros.control.cost import ROWS, CostProfile, describe, machine, measure
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import ROWS, CostProfile, describe, measure
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.errors import InputError
 from ouroboros.generate import Decoder

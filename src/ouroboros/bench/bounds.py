@@ -1,6 +1,6 @@
 """What agreement and T(n) allow: the speed-up of a chain whose drafts cost nothing, and of speculative decoding.
 
-T(n) was measured once, and memory may have been faster or slower while a prompt ran (control/memory.py). Plain decoding
+T(n) was measured once, and memory may have been faster or slower while a prompt ran. Plain decoding
 of that prompt tells: what its tokens took over T(1) shifts T(n), and the bounds of a task are means over its prompts.
 """
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from ouroboros.bench.records import Case
 from ouroboros.bench.settings import PLAIN
-from ouroboros.control.cost import CostProfile
-from ouroboros.control.memory import shifted
+from ouroboros.control.profile import CostProfile
 from ouroboros.stats import LONGEST_CHAIN, chain_bound, geometric_mean, speculative_estimate
 
-__all__ = ["Bounds", "bounds"]
+__all__ = ["Bounds", "bounds", "shifted"]
+
+BEND = 6  # how sharply T(n) turns from waiting for memory to arithmetic: two states of one machine (docs/LOG.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +57,15 @@ def _of_case(case: Case, alpha: float, target: CostProfile, draft: CostProfile) 
     ratio = 1.0 if plain is None else plain.decode_seconds / plain.decoded_tokens / table[1]
     cost = shifted(table, ratio).__getitem__
     return chain_bound(alpha, cost), speculative_estimate(alpha, cost, ratio * draft.cost(1, context))
+
+
+def shifted(seconds: Sequence[float], ratio: float) -> list[float]:
+    """T(n) for n = 0, 1, 2, … where reading memory takes ``ratio`` times what it took when it was measured.
+
+    A forward of one row is taken to wait for memory alone, M; one of n rows for M and for arithmetic A(n), of which the
+    longer hides most of the shorter: T(n)^6 = M^6 + A(n)^6.
+    """
+    if ratio == 1 or len(seconds) < 2:
+        return list(seconds)
+    one = seconds[1] ** BEND
+    return [seconds[0], *((max(t**BEND - one, 0.0) + one * ratio**BEND) ** (1 / BEND) for t in seconds[1:])]

@@ -17,9 +17,9 @@ from ouroboros.bench.peers import Peer
 from ouroboros.bench.records import Run
 from ouroboros.bench.settings import BenchSettings
 from ouroboros.bench.tasks import Item
-from ouroboros.config import MethodOptions, OuroborosOptions, SamplingParams, options_for
-from ouroboros.control.controller import Control
-from ouroboros.control.cost import Costs
+from ouroboros.config import MethodOptions, SamplingParams, options_from_strings
+from ouroboros.control.experience import Control
+from ouroboros.control.profile import PairProfile
 from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.generate import Decoder, Session
 from ouroboros.models.base import CausalModel, ScoreRequest
@@ -37,21 +37,19 @@ def decoder_for(
     method: str,
     options: MethodOptions | Mapping[str, str],
     target: CausalModel | None = None,
-    costs: Costs | None = None,
+    costs: PairProfile | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Decoder:
     """A decoder of the pair's models, without a tokenizer.
 
     Args:
-        target: in place of the pair's. costs: for options with ``control``, which decode by fixed sizes without.
-        clock: that the controller watches.
+        target: in place of the pair's. costs: T(n) that decoding begins with.
+        clock: of which costs are learned.
     """
     draft = pair.draft if method in NEEDS_DRAFT else None
-    chosen = options_for(method, options)
-    decoder = Decoder(pair.target if target is None else target, draft, None, method, chosen, None)
-    if isinstance(chosen, OuroborosOptions) and chosen.control:
-        decoder.control = None if costs is None else Control(costs, clock=clock)
-    return decoder
+    chosen = options if isinstance(options, MethodOptions) else options_from_strings(method, options)
+    model = pair.target if target is None else target
+    return Decoder(model, draft, None, method, chosen, control=Control(costs), clock=clock)
 
 
 def params_for(item: Item, settings: BenchSettings, temperature: float) -> SamplingParams:

@@ -13,7 +13,7 @@ from typing import Any
 from ouroboros.bench.figures import Figures, labels_of
 from ouroboros.bench.records import Results
 from ouroboros.bench.settings import PLAIN
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.profile import CostProfile
 from ouroboros.errors import InputError
 
 __all__ = ["check_plot", "draw_profiles", "draw_results"]

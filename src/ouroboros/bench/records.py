@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ouroboros._version import __version__
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.profile import CostProfile
 from ouroboros.errors import InputError
 
 __all__ = ["Case", "Results", "Run", "environment", "read_results"]

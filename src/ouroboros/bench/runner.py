@@ -22,11 +22,11 @@ from ouroboros.bench.records import Case, Results, Run
 from ouroboros.bench.settings import PLAIN, BenchSettings, Contestant, contestants
 from ouroboros.bench.tasks import Item
 from ouroboros.config import MethodOptions, SamplingParams
-from ouroboros.control.cost import Costs
 from ouroboros.control.experience import Experience
+from ouroboros.control.profile import PairProfile
 from ouroboros.generate import Decoder, Session
 from ouroboros.models.context import Context
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
 from ouroboros.stats import repeated_4grams
 
 __all__ = ["Options", "Runner", "Tell"]
@@ -42,7 +42,7 @@ class Runner:
 
     Args:
         tuned: options of methods by temperature, for contestants of which nothing is said. peers: already open.
-        clock: that controllers watch.
+        clock: of which costs are learned.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Runner:
             self._places[item.task, item.id] = sum(task == item.task for task, _ in self._places)
         self._turn = 0
         profiles = results.profiles
-        costs = Costs(profiles["target"], profiles["draft"]) if "draft" in profiles else None
+        costs = PairProfile(profiles["target"], profiles["draft"]) if "draft" in profiles else None
         self._decoders = {}
         for one in self._contestants:
             for t in settings.temperatures:
@@ -190,13 +190,12 @@ class Runner:
 class _Memory:
     """What requests leave to later ones: phrases and the like, and what the controller has learned."""
 
-    pool: PhrasePool = field(default_factory=PhrasePool)
+    text: Memory = field(default_factory=Memory)
     experience: Experience = field(default_factory=Experience)
 
     def session(self, decoder: Decoder, temperature: float, context: Context) -> Session:
-        if decoder.control is not None:
-            decoder.control.experience[temperature] = self.experience
-        return Session(decoder, self.pool, context)
+        decoder.control.experience[temperature] = self.experience
+        return Session(decoder, self.text, context)
 
 
 class _Memories:

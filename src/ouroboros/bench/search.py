@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ouroboros.config import SamplingParams, options_for
-from ouroboros.control.controller import Control
-from ouroboros.control.cost import Costs, describe, machine
+from ouroboros.control.experience import Control
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import PairProfile, describe
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.control.tuned import Tuned
 from ouroboros.generate import Decoder
@@ -56,7 +57,7 @@ class Setting:
 def search(
     target: CausalModel,
     draft: CausalModel,
-    costs: Costs,
+    costs: PairProfile,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     temperatures: Sequence[float],
@@ -112,22 +113,19 @@ _Request = tuple[list[int], SamplingParams]
 def _decoder(
     target: CausalModel,
     draft: CausalModel,
-    costs: Costs,
+    costs: PairProfile,
     options: Mapping[str, Any] | None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Decoder:
     if options is None:
-        return Decoder(target, None, None, "autoregressive", options_for("autoregressive"), None)
-    chosen = options_for("ouroboros", options)
-    decoder = Decoder(target, draft, None, "ouroboros", chosen, None)
-    decoder.control = Control(costs, clock=clock) if getattr(chosen, "control", False) else None
-    return decoder
+        return Decoder(target, None, None, "autoregressive", clock=clock)
+    return Decoder(target, draft, options=options_for("ouroboros", options), control=Control(costs), clock=clock)
 
 
 def _replay(
     target: CausalModel,
     draft: CausalModel,
-    costs: Costs,
+    costs: PairProfile,
     requests: Sequence[_Request],
     tell: Tell,
     settings: Sequence[Mapping[str, Any]],
@@ -154,7 +152,7 @@ def _replay(
 def _run(
     target: CausalModel,
     draft: CausalModel,
-    costs: Costs,
+    costs: PairProfile,
     requests: Sequence[_Request],
     settings: Sequence[Mapping[str, Any] | None],
     tell: Tell,

@@ -27,7 +27,8 @@ from ouroboros.bench.runner import Options, Tell
 from ouroboros.bench.settings import PLAIN, BenchSettings
 from ouroboros.bench.tasks import Item
 from ouroboros.config import METHODS, MethodOptions, SamplingParams
-from ouroboros.control.cost import CostProfile, describe, machine
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import CostProfile, describe
 from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.directories import cache_directory
 from ouroboros.models.base import CausalModel, ScoreRequest
@@ -77,7 +78,7 @@ def replay(
     known = RecordedModel(pair.target, recording, ask=method in READS_REJECTED)
     draft = None if pair.draft is None else TimedModel(pair.draft, profiles["draft"], clock)
     timed = replace(pair, target=TimedModel(known, profiles["target"], clock), draft=draft)
-    with decoder_for(timed, method, options).stream(list(recorded.prompt_token_ids), params) as stream:
+    with decoder_for(timed, method, options, clock=clock).stream(list(recorded.prompt_token_ids), params) as stream:
         for _ in stream:
             if clock.seconds > limit:
                 return math.inf

@@ -81,7 +81,7 @@ def audit(
         from ouroboros.bench.audit import audit as run_audit
         from ouroboros.drafting.factory import NEEDS_DRAFT
         from ouroboros.generate import Decoder
-        from ouroboros.phrases.pool import PhrasePool
+        from ouroboros.phrases.memory import Memory
 
         whole = next((method for method in options if method in NEEDS_DRAFT), next(iter(options)))
         loaded = tools.load(target, draft, whole, options[whole], place, None, False)
@@ -90,9 +90,7 @@ def audit(
         """The same models for all methods, and phrases that are kept from prompt to prompt."""
         draft_model = loaded.draft if method in NEEDS_DRAFT else None
         chosen = options.get(method, options_for(method))
-        decoder = Decoder(loaded.target, draft_model, loaded.tokenizer, method, chosen, PhrasePool())
-        decoder.control = loaded.control if method == loaded.method else None
-        return decoder
+        return Decoder(loaded.target, draft_model, loaded.tokenizer, method, chosen, Memory(), control=loaded.control)
 
     with contextlib.closing(loaded), screen.status("comparing") as progress:
         report = run_audit(load, prompts, params, progress, tuple(options))

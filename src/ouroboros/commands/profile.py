@@ -13,7 +13,7 @@ from ouroboros.config import options_from_strings
 from ouroboros.errors import InputError
 
 if TYPE_CHECKING:
-    from ouroboros.control.cost import CostProfile
+    from ouroboros.control.profile import CostProfile
 
 __all__ = ["profile"]
 
@@ -57,7 +57,7 @@ def profile(
     method = "speculative" if both else "autoregressive"
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
-        from ouroboros.control.cost import CONTEXTS, ROWS, measure, profile_path, save_profile
+        from ouroboros.control.profile import CONTEXTS, ROWS, measure, profile_path, save_profile
 
         decoder = tools.load(target, draft, method, options_from_strings(method, {}), place, None, False)
     models = {"target": decoder.target} | ({} if decoder.draft is None else {"draft": decoder.draft})

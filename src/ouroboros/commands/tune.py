@@ -61,7 +61,7 @@ def tune(
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         from ouroboros.bench.search import search
-        from ouroboros.control.cost import CONTEXTS, ROWS, Costs, measure, profile_path, save_profile
+        from ouroboros.control.profile import CONTEXTS, ROWS, PairProfile, measure, profile_path, save_profile
         from ouroboros.control.tuned import save_tuned, tuned_path
 
         decoder = tools.load(target, draft, "ouroboros", {}, place, False, False)
@@ -74,7 +74,7 @@ def tune(
             contexts = [size for size in CONTEXTS if size + max(ROWS) <= room] or [max(1, room // 2)]
             with screen.status(f"measuring the {name}") as progress:
                 profiles.append(measure(model, [n for n in ROWS if n + max(contexts) <= room], contexts, 5, progress))
-        costs = Costs(*profiles)
+        costs = PairProfile(*profiles)
         with screen.bars() as bars:
             found, tried = search(
                 decoder.target, decoder.draft, costs, prompts, new_tokens, temperatures or (0, 0.8), bars

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +34,8 @@ class MethodOptions:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue  # left to what forwards cost
             if isinstance(field.default, bool):
                 if not isinstance(value, bool):
                     raise InputError(f"{field.name} must be True or False, not {value!r}")
@@ -78,15 +80,18 @@ class PromptLookupOptions(MethodOptions):
 
 @dataclass(frozen=True, slots=True)
 class LookaheadOptions(MethodOptions):
-    """Fu et al. 2024: a Jacobi window of ``window`` columns and ``ngram``-1 levels, and pool phrases to verify.
+    """Fu et al. 2024: a Jacobi window of ``window`` columns and ``ngram``-1 levels, and ``branches`` pool phrases to
+    verify. Sizes that are None are chosen by what rows cost on this machine; where that is not known, as published.
 
     ``prompt_ngrams`` lets the n-grams of the prompt and of the output into the pool too.
     """
 
+    PUBLISHED: ClassVar[tuple[int, int, int]] = (10, 5, 8)
+
     BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {"window": (1, 64), "ngram": (2, 16), "branches": (0, 64)}
-    window: int = 10
-    ngram: int = 5
-    branches: int = 8
+    window: int | None = None
+    ngram: int | None = None
+    branches: int | None = None
     prompt_ngrams: bool = True
 
 
@@ -113,10 +118,13 @@ class SuffixDecodingOptions(MethodOptions):
 
 @dataclass(frozen=True, slots=True)
 class TokenRecyclingOptions(MethodOptions):
-    """Luo et al. 2024: each token's ``successors`` likeliest successors, in a tree of ``tree_tokens`` nodes."""
+    """Luo et al. 2024: each token's ``successors`` likeliest successors, in a tree of ``tree_tokens`` nodes. None: as
+    many as are worth their rows on this machine; where that is not known, as published."""
+
+    PUBLISHED: ClassVar[int] = 80
 
     BOUNDS: ClassVar[Mapping[str, tuple[int, int]]] = {"tree_tokens": (1, 128), "successors": (1, 8)}
-    tree_tokens: int = 80
+    tree_tokens: int | None = None
     successors: int = 8
 
 
@@ -193,13 +201,14 @@ def options_for(method: str, options: MethodOptions | Mapping[str, Any] | None =
     Raises:
         InputError: the method is unknown, or the options belong to another method, or are unknown or out of range.
     """
-    if isinstance(options, Mapping):
-        return options_from_strings(method, {name: str(value) for name, value in options.items()})
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     kind = METHODS[method]
     if options is None:
         return kind()
+    if isinstance(options, Mapping):
+        _known(method, kind, options)
+        return kind(**options)
     if type(options) is not kind:
         raise InputError(f"options for method {method!r} must be {kind.__name__}, not {options!r}")
     return options
@@ -214,15 +223,26 @@ def options_from_strings(method: str, settings: Mapping[str, str]) -> MethodOpti
     kind = type(options_for(method))
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
+    _known(method, kind, settings)
     for name, text in settings.items():
-        if name not in fields:
-            allowed = ", ".join(fields) or "none"
-            raise InputError(f"method {method!r} has no option {name!r} (its options: {allowed})")
         values[name] = _convert(name, text, fields[name].default)
     return kind(**values)
 
 
-def _convert(name: str, text: str, default: object) -> int | float | bool:
+def _known(method: str, kind: type[MethodOptions], names: Iterable[str]) -> None:
+    """
+    Raises:
+        InputError: the method has no option of one of these names.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
+    for name in names:
+        if name not in fields:
+            raise InputError(f"method {method!r} has no option {name!r} (its options: {', '.join(fields) or 'none'})")
+
+
+def _convert(name: str, text: str, default: object) -> int | float | bool | None:
+    if default is None and text.lower() == "auto":
+        return None
     if isinstance(default, bool):
         switch = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
         if text.lower() not in switch:

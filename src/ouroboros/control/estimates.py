@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 from enum import IntEnum
 
-__all__ = ["Calibration", "Evidence", "Share"]
+__all__ = ["Calibration", "Evidence", "RunningMean"]
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 OWN_PRIOR = 12.0  # observations that earlier requests count for
@@ -19,8 +19,8 @@ RAW_PRIOR = 6.0  # observations that the guess's own number counts for
 MEMORY = 400.0  # observations of a range, after which older ones fade
 
 
-class Share:
-    """A share of trials, or a yield for each, that follows changes: old trials fade beyond ``memory`` of them.
+class RunningMean:
+    """The mean result of trials, which follows changes: old trials fade beyond ``memory`` of them.
 
     Args:
         value: what it is taken for before any trial. weight: trials that this counts for.

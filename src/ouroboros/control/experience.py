@@ -1,14 +1,23 @@
-"""What a request leaves to the next ones: how often guesses were right, what forwards really take."""
+"""What requests leave to the next ones: how often guesses were right, how long texts are, what forwards take."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
-from ouroboros.control.estimates import Calibration, Share
+from ouroboros.control.cost import Costs
+from ouroboros.control.estimates import Calibration, RunningMean
+from ouroboros.control.machine import forget_speeds, prior_of, work_of
+from ouroboros.control.profile import CostProfile, PairProfile, describe, load_profile, profile_path
+from ouroboros.flow import Need
+from ouroboros.models.base import CausalModel, ModelInfo
 
-__all__ = ["Experience"]
+__all__ = ["Control", "Experience"]
 
 FIRST, WINDOW = 0.7, 0.03  # the first choice is right; tokens by a forward's window: before anything is known
+LENGTH = 96.0  # tokens that a text still has, before any has ended
+CHECKED = 64  # forwards after which what was kept of the machine is held against them
+WRONG = 2.0  # times: then it is measured anew
 
 
 @dataclass(slots=True)
@@ -17,15 +26,60 @@ class Experience:
 
     Attributes:
         calibration: of chances. first: how often the draft model's first choice is right. window: tokens that a
-            lookahead window yields.
-        stretch: what forwards of target and draft take over what was measured. overhead: seconds around a draft
-            forward. seconds, probing: of decoding, and of that for draft forwards that were not expected to pay.
+            lookahead window yields. overhead: seconds around a draft forward. tokens, ends: new tokens that were
+            written, and texts that ended by themselves. seconds, probing: of decoding, and of that for draft forwards
+            that were not expected to pay.
     """
 
     calibration: Calibration = field(default_factory=Calibration)
-    first: Share = field(default_factory=lambda: Share(FIRST, weight=1.5, memory=96))
-    window: Share = field(default_factory=lambda: Share(WINDOW, weight=30, memory=400))
-    stretch: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    first: RunningMean = field(default_factory=lambda: RunningMean(FIRST, weight=1.5, memory=96))
+    window: RunningMean = field(default_factory=lambda: RunningMean(WINDOW, weight=30, memory=400))
     overhead: float = 0.0
+    tokens: float = 0.0
+    ends: float = 0.0
     seconds: float = 0.0
     probing: float = 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Tokens that a text is expected to have yet, wherever it is: as if each were the last with one chance."""
+        return (LENGTH + self.tokens) / (1 + self.ends)
+
+
+class Control:
+    """What a decoder has learned of its models' costs and of its texts, request after request.
+
+    Args:
+        profiles: T(n) to begin with, of models that were measured; others begin with what was saved for them, or with
+            what this machine can do.
+
+    Attributes:
+        experience: by temperature.
+    """
+
+    def __init__(self, profiles: PairProfile | None = None) -> None:
+        self.experience: defaultdict[float, Experience] = defaultdict(Experience)
+        self._profiles = {} if profiles is None else {p.model: p for p in (profiles.target, profiles.draft)}
+        self._costs: dict[tuple[type, ModelInfo], Costs] = {}
+
+    def costs(self, model: CausalModel) -> Costs:
+        """T(n) of this model. What it begins with may be measured now, in about a second, if it never was."""
+        key = type(model), model.info
+        if key not in self._costs:
+            self._costs[key] = begun(model.info, self._profiles)
+        return self._costs[key]
+
+    def observe(self, need: Need, rows: int, seconds: float) -> None:
+        """A forward was made; see decoding/run.py."""
+        costs = self._costs.get((type(need.model), need.model.info))
+        if costs is not None:
+            costs.observe(rows, need.slot.length, seconds)
+            if costs.seen == CHECKED and costs.doubt > WRONG:
+                forget_speeds(need.model.info)
+
+
+def begun(info: ModelInfo, profiles: dict[str, CostProfile]) -> Costs:
+    found = profiles.get(describe(info)) or load_profile(profile_path(info))
+    if found is None:
+        return Costs(work_of(info), prior_of(info))
+    return Costs.fitted(work_of(info), found.points())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ouroboros.control.cost import CostProfile
+from ouroboros.control.profile import CostProfile
 from ouroboros.models.base import CausalModel, ScoreRequest, Slot
 
 __all__ = ["TimedModel", "VirtualClock"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.config import OuroborosOptions, options_for
-from ouroboros.control.cost import describe, machine
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import describe
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
 from ouroboros.models.base import ModelInfo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ouroboros.flow import Flow
 from ouroboros.tree import TokenTree
 from ouroboros.verify import Verdict
 
@@ -13,10 +14,15 @@ __all__ = ["AutoregressiveDrafter"]
 class AutoregressiveDrafter:
     """See base.Drafter."""
 
-    draft_forwards = 0
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from ()
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        yield from ()
         return TokenTree(sequence[-1])
 
-    def observe(self, verdict: Verdict) -> None:
+    def stop(self, sequence: Sequence[int]) -> None:
         pass
+
+    def observe(self, verdict: Verdict) -> None:
+        return None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ouroboros.drafting.base import Drafter
+from ouroboros.flow import Flow
+from ouroboros.stats import Decision
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
 
@@ -28,14 +30,13 @@ class ForcedDrafter:
         self._count = 0
         self._tree = TokenTree(0)
 
-    @property
-    def draft_forwards(self) -> int:
-        return self._inner.draft_forwards
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from self._inner.start(prompt)
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
         forced = self._forced(sequence)[:room]
         self._count = len(forced)
-        self._tree = self._inner.propose([*sequence, *forced], room - len(forced))
+        self._tree = yield from self._inner.propose([*sequence, *forced], room - len(forced))
         if not forced:
             return self._tree
         tree = TokenTree(sequence[-1])
@@ -45,11 +46,14 @@ class ForcedDrafter:
             tree.add(top + parent, self._tree.tokens[node], self._tree.origins[node])
         return tree
 
-    def observe(self, verdict: Verdict) -> None:
+    def stop(self, sequence: Sequence[int]) -> None:
+        self._inner.stop(sequence)
+
+    def observe(self, verdict: Verdict) -> Decision | None:
         count = self._count
         if len(verdict.path) <= count:
-            return  # the target spelt it otherwise, and never saw what the inner drafter proposed
-        self._inner.observe(
+            return None  # the target spelt it otherwise, and never saw what the inner drafter proposed
+        return self._inner.observe(
             Verdict(
                 tree=self._tree,
                 path=tuple(node - count for node in verdict.path[count:]),

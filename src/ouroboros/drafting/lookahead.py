@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouroboros.config import LookaheadOptions
+from ouroboros.flow import Flow
 from ouroboros.phrases.harvest import TextHarvest
 from ouroboros.phrases.lookahead import LookaheadWindow
 from ouroboros.phrases.pool import MAX_KEY, Found, PhrasePool
@@ -20,29 +21,36 @@ __all__ = ["LookaheadDrafter"]
 class LookaheadDrafter:
     """See base.Drafter."""
 
-    draft_forwards = 0
-
     def __init__(self, options: LookaheadOptions, pool: PhrasePool, prompt: Sequence[int], max_positions: int) -> None:
-        self._options = options
+        window, ngram, branches = options.PUBLISHED
+        self._ngram = options.ngram or ngram
+        self._branches = branches if options.branches is None else options.branches
         self._max_positions = max_positions
         self._pool = pool
-        self._window = LookaheadWindow(options.window, options.ngram, prompt)
+        self._window = LookaheadWindow(options.window or window, self._ngram, prompt)
         self._harvest = TextHarvest(pool, len(prompt)) if options.prompt_ngrams else None
         self._bottom: list[int] = []
         self._sequence: Sequence[int] = prompt
         self._found: Found | None = None
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from ()
+
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        yield from ()
         if self._harvest is not None:
             self._harvest.learn(sequence)
         self._sequence = sequence
-        self._found = self._pool.lookup(sequence[-MAX_KEY:], self._options.branches, min(self._options.ngram - 1, room))
+        self._found = self._pool.lookup(sequence[-MAX_KEY:], self._branches, min(self._ngram - 1, room))
         tree = self._found.tree
         self._bottom = self._window.hang(tree, 0) if self._fits(sequence) else []
         return tree
 
     def _fits(self, sequence: Sequence[int]) -> bool:
         return len(sequence) + self._window.depth <= self._max_positions
+
+    def stop(self, sequence: Sequence[int]) -> None:
+        pass
 
     def observe(self, verdict: Verdict) -> None:
         assert self._found is not None

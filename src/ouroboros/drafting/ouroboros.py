@@ -1,28 +1,33 @@
 """Ouroboros (Zhao et al. 2024): drafting phrase by phrase, as one tree of what is likely to be accepted.
 
-Every draft forward carries the draft's end, pool phrases behind it and a lookahead window (section 3.1); it also scores
-a few promising side branches. The draft model's probabilities give each node its chance of being accepted. When the
-draft is long enough, pool phrases lengthen it (section 3.2), and the likeliest nodes go to the target model. Beyond the
-paper: second choices, side branches and phrases at any node, and an early end where the draft has become unlikely.
+Every step grows a plan. Draft forwards score nodes of it, carry pool phrases after the draft's end and a lookahead
+window (section 3.1); phrases lengthen it where the draft model has not looked (section 3.2); the target's predictions
+on rejected tokens become phrases (section 3.3), and the pool outlives the request (section 3.4). Beyond the paper: the
+draft model's further choices, phrases below any node, and what the target predicted elsewhere after the same tokens.
+Which nodes are scored, where phrases hang and what goes to the target is the policy's choice (policy.py).
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence, Set
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from ouroboros.config import OuroborosOptions
 from ouroboros.drafting.base import DraftSession
 from ouroboros.drafting.offers import Offers
+from ouroboros.drafting.plan import Plan
+from ouroboros.drafting.policy import Policy
+from ouroboros.flow import Flow, Meter, metered
 from ouroboros.phrases.lookahead import LookaheadWindow
-from ouroboros.phrases.pool import PhrasePool
+from ouroboros.phrases.memory import Memory
+from ouroboros.phrases.predictions import KEPT
 from ouroboros.sampling import Histories, Sampler
-from ouroboros.tree import Origin, TokenTree
+from ouroboros.stats import Decision
+from ouroboros.tree import TokenTree
 from ouroboros.verify import Verdict
 
 __all__ = ["OuroborosDrafter"]
+
+GUESSES = 3  # from one row of recycled predictions
 
 
 class OuroborosDrafter:
@@ -33,110 +38,114 @@ class OuroborosDrafter:
         options: OuroborosOptions,
         draft: DraftSession,
         sampler: Sampler,
-        pool: PhrasePool,
+        memory: Memory,
         prompt: Sequence[int],
-        stop_ids: Set[int] = frozenset(),
+        policy: Policy,
     ) -> None:
         self._options = options
         self._draft = draft
         self._sampler = sampler
-        self._pool = pool
-        self._stop_ids = stop_ids
-        self._offers = Offers(pool, prompt, options.harvest)
-        windowed = options.phrase_drafting and options.window > 0
+        self._memory = memory
+        self._policy = policy
+        self._offers = Offers(memory.phrases, prompt, options.harvest)
+        windowed = options.phrase_drafting and options.window > 0 and draft.trees
         self._window = LookaheadWindow(options.window, options.ngram, prompt) if windowed else None
-        self._chances: list[float] = []  # per node of the draft's tree: all tokens down to it are accepted
-        self._leaves: dict[tuple[int, int], float] = {}  # (parent, token) → chance: choices that are no nodes yet
+        self._plan = Plan(prompt[-1], policy.chances)
         self._sequence: Sequence[int] = prompt
 
-    @property
-    def draft_forwards(self) -> int:
-        return self._draft.forwards
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        if self._policy.reads(self._draft, prompt):
+            yield from self._reading(self._draft.prefill(prompt))
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        options, draft, policy = self._options, self._draft, self._policy
         self._sequence = sequence
         self._offers.begin(sequence)
-        options = self._options
+        policy.begin(sequence, room)
+        plan = self._plan = Plan(sequence[-1], policy.chances)
+        if room < 1:
+            return plan.tree
         reach = options.draft_tokens + max(options.branch_tokens, self._window.depth if self._window else 1)
-        if room < 1 or not self._draft.fits(len(sequence), reach):
-            return TokenTree(sequence[-1])
-        tree = self._draft.begin(sequence)
-        self._chances, self._leaves = [1.0], {}
-        end = 0
-        while True:
-            end = self._forward(tree, end)
-            if tree.depths[end] >= min(options.draft_tokens, room) or tree.tokens[end] in self._stop_ids:
-                break
-            if self._chances[end] < options.min_chance:
-                break
-        self._promote(tree, options.tree_tokens)
-        if options.lengthening:
-            self._hang_phrases(tree, end, options.branches, options.branch_tokens)
-        order = sorted(range(1, len(tree)), key=lambda node: (-self._chances[node], node))
-        return tree.select(node for node in order[: options.tree_tokens] if tree.depths[node] <= room)
+        fitting = draft if draft.fits(len(sequence), reach) else None
+        begun = False
+        while rows := policy.rows(plan, fitting, self._hang):
+            if not begun:
+                yield from self._reading(draft.begin(sequence))
+                begun = True
+            yield from self._score(rows)
+        return plan.tree.select(policy.choose(plan, self._hang))
 
-    def _forward(self, tree: TokenTree, end: int) -> int:
-        """One draft forward: scores the draft's end with phrases, window and side branches. Returns the new end."""
-        options, sampler = self._options, self._sampler
-        first = self._draft.scored
-        self._promote(tree, options.side_branches)
-        if options.phrase_drafting:
-            self._hang_phrases(tree, end, options.candidates, options.branch_tokens)
-        nodes = range(first, len(tree))
-        bottom = self._window.hang(tree, end) if self._window is not None else []
-        logits_RV = self._draft.score([*nodes, *bottom])
+    def _reading(self, flow: Flow[object]) -> Flow[None]:
+        """What the draft model reads is told to the policy."""
+        meter = Meter()
+        yield from metered(flow, meter)
+        self._policy.read(meter.seconds)
+
+    def _score(self, rows: Sequence[int]) -> Flow[None]:
+        """One draft forward over these nodes of the plan, and what it makes of them."""
+        plan, draft, sampler = self._plan, self._draft, self._sampler
+        tree = plan.tree
+        for node in rows:
+            parent = tree.parents[node]
+            added = 0 if parent < 0 else draft.tree.add(plan.scored[parent], tree.tokens[node], tree.origins[node])
+            plan.scored[node] = added
+        size, bottom = len(draft.tree), list[int]()
         if self._window is not None:
-            self._window.update(sampler.argmax(logits_RV[len(nodes) :]), self._pool)
-            self._draft.drop(nodes.stop)
-        best = self._choose(tree, nodes, logits_RV[: len(nodes)])
-        while end in best:
-            end = self._node(tree, end, best[end])
-        return end
+            below = self._policy.window(plan, rows, self._window.size)
+            bottom = [] if below is None else self._window.hang(draft.tree, plan.scored[below])
+        answer = yield from draft.score([*(plan.scored[node] for node in rows), *bottom])
+        self._policy.drafted(answer)
+        logits_RV = answer.logits_RV
+        if self._window is not None and bottom:
+            self._window.update(sampler.argmax(logits_RV[len(rows) :]), self._memory.phrases)
+            draft.drop(size)
+            logits_RV = logits_RV[: len(rows)]
+        positions = [len(self._sequence) + tree.depths[node] for node in rows]
+        tails = [tree.path_tokens(node) for node in rows] if sampler.needs_history else []
+        pairs = [(row, tree.tokens[child]) for row, node in enumerate(rows) for child in tree.children(node)]
+        histories = Histories(self._sequence, tails)
+        best = sampler.choices(logits_RV, positions, histories, 1 + self._options.siblings, pairs)
+        known: list[dict[int, float]] = [{} for _ in rows]
+        for (row, token), prob in zip(pairs, best.asked, strict=True):
+            known[row][token] = prob
+        for row, node in enumerate(rows):
+            plan.choose(node, best.tokens[row], best.probs[row], known[row], self._policy.least)
+        plan.settle()
 
-    def _choose(self, tree: TokenTree, nodes: range, logits_NV: Tensor) -> dict[int, int]:
-        """Gives every node its chance and its choices. Returns the draft model's draw behind each node."""
-        start = len(self._sequence)
-        histories = Histories(self._sequence, [tree.path_tokens(node) for node in nodes])
-        positions = [start + tree.depths[node] for node in nodes]
-        inner = [node for node in nodes if tree.parents[node] >= nodes.start]  # their parents were scored right now
-        pairs = [(tree.parents[node] - nodes.start, tree.tokens[node]) for node in inner]
-        found = self._sampler.choices(logits_NV, positions, histories, 1 + self._options.siblings, pairs)
-        for node, match in zip(inner, found.asked, strict=True):
-            self._chances[node] = self._chances[tree.parents[node]] * match
-        best = {}
-        for node, row, row_probs in zip(nodes, found.tokens, found.probs, strict=True):
-            best[node] = row[0]
-            for token, prob in zip(row, row_probs, strict=True):
-                if tree.child(node, token) is None:
-                    self._leaves[node, token] = self._chances[node] * prob
-        return best
+    def _hang(self, node: int, branches: int, length: int, least: float) -> None:
+        """Pool phrases below a node, and what the target predicted elsewhere after the same tokens."""
+        tree = self._plan.tree
+        found = self._offers.look_up(tree.path_tokens(node), branches, length)
+        self._plan.hang(node, found.phrases, length, least)
+        if not self._policy.recycles:
+            return
+        row = self._memory.predictions.look_up(self._before(tree, node), tree.tokens[node])
+        if row is not None:
+            position = len(self._sequence) + tree.depths[node]
+            tokens, probs = self._sampler.guess(row.ids, row.logs, position, GUESSES)
+            self._plan.recycle(node, tokens, probs, row.near, least)
 
-    def _node(self, tree: TokenTree, parent: int, token: int) -> int:
-        """The child of ``parent`` with ``token``, made of its leaf where it is not in the tree yet."""
-        chance = self._leaves.pop((parent, token), None)
-        node = tree.add(parent, token, Origin.DRAFT)
-        if chance is not None:
-            self._chances.append(chance)
-        return node
+    def stop(self, sequence: Sequence[int]) -> None:
+        pass
 
-    def _promote(self, tree: TokenTree, count: int) -> None:
-        """Makes nodes of the likeliest leaves."""
-        for parent, token in heapq.nlargest(count, self._leaves, key=self._leaves.__getitem__):
-            self._node(tree, parent, token)
-
-    def _hang_phrases(self, tree: TokenTree, node: int, branches: int, length: int) -> None:
-        for phrase in self._offers.look_up(tree.path_tokens(node), branches, length).phrases:
-            below, chance, rate = node, self._chances[node], phrase.rate
-            for token in phrase.tokens[:length]:
-                chance *= rate
-                child = tree.child(below, token)
-                if child is None:
-                    self._leaves.pop((below, token), None)
-                    child = tree.add(below, token, phrase.origin)
-                    self._chances.append(chance)
-                else:
-                    self._chances[child] = max(self._chances[child], chance)
-                below = child
-
-    def observe(self, verdict: Verdict) -> None:
+    def observe(self, verdict: Verdict) -> Decision | None:
+        decision = self._policy.observe(self._plan, verdict)
         self._offers.settle(verdict)
+        if self._policy.recycles:
+            self._keep(verdict)
+        return decision
+
+    def _keep(self, verdict: Verdict) -> None:
+        """The target's predictions after every node, those of accepted ones last: of a token's two rows they count."""
+        tree, predictions = verdict.tree, self._memory.predictions
+        ids, logs = self._sampler.likeliest(verdict.logits_NV, KEPT)
+        accepted = set(verdict.path)
+        for node in [*(n for n in range(len(tree)) if n not in accepted), *verdict.path]:
+            predictions.learn(self._before(tree, node), tree.tokens[node], ids[node], logs[node])
+
+    def _before(self, tree: TokenTree, node: int) -> int | None:
+        """The token before a node's, None where the text begins with it."""
+        parent = tree.parents[node]
+        if parent >= 0:
+            return tree.tokens[parent]
+        return self._sequence[-2] if len(self._sequence) > 1 else None

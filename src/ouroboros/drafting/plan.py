@@ -9,12 +9,13 @@ accepted. It decides nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from ouroboros.control.estimates import Calibration, Evidence
+from ouroboros.control.estimates import Evidence
 from ouroboros.phrases.pool import Phrase
 from ouroboros.tree import Origin, TokenTree
 
-__all__ = ["Plan"]
+__all__ = ["UNSCORED", "Chances", "Plan"]
 
 UNSCORED = -1
 NEARLY, LIKELY = 0.4, 0.03  # what a further choice of the draft model counts for, if it gave it this chance
@@ -25,6 +26,16 @@ PHRASES += [Evidence.PHRASE_4] * 2 + [Evidence.PHRASE_6] * 3 + [Evidence.PHRASE_
 AGAINST = 0.3  # of a phrase's rate, where a prediction of the target's speaks against it
 
 
+class Chances(Protocol):
+    """What evidence is worth."""
+
+    def chance(self, evidence: Evidence, number: float) -> float:
+        """The chance, 0 … 1, that a token with this evidence follows, if all tokens above it do."""
+
+    def learn(self, evidence: Evidence, number: float, right: bool) -> None:
+        """What became of it."""
+
+
 class Plan:
     """The plan of one step.
 
@@ -33,17 +44,25 @@ class Plan:
             or ``UNSCORED``. first: the child that is the draft model's first choice, -1 where it has not looked.
     """
 
-    def __init__(self, root: int, calibration: Calibration) -> None:
+    def __init__(self, root: int, chances: Chances) -> None:
         self.tree = TokenTree(root)
         self.chances = [1.0]
         self.scored = [UNSCORED]
         self.first = [-1]
-        self._calibration = calibration
+        self._calibration = chances
         self._evidence: list[tuple[Evidence, float]] = [(Evidence.FIRST, 1.0)]
         self._local = [1.0]
 
     def __len__(self) -> int:
         return len(self.chances)
+
+    @property
+    def end(self) -> int:
+        """Where the draft model's first choices lead, as far as it has looked."""
+        node = 0
+        while (below := self.first[node]) >= 0:
+            node = below
+        return node
 
     def hang(self, node: int, phrases: Sequence[Phrase], length: int, least: float) -> None:
         """Adds up to ``length`` tokens of each phrase below a node that the draft model has not scored, as long as they
@@ -123,6 +142,7 @@ class Plan:
         elif evidence >= Evidence.PHRASE and chance > self._local[node]:  # of several sources the best one counts
             self._evidence[node] = evidence, number
             self._local[node] = chance
+            self.chances[node] = max(self.chances[node], self.chances[parent] * chance)
         return node
 
     def _set(self, node: int, evidence: Evidence, number: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouroboros.config import PromptLookupOptions
+from ouroboros.flow import Flow
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
 
@@ -18,15 +19,17 @@ __all__ = ["PromptLookupDrafter"]
 class PromptLookupDrafter:
     """See base.Drafter."""
 
-    draft_forwards = 0
-
     def __init__(self, options: PromptLookupOptions, prompt_length: int) -> None:
         self._options = options
         self._prompt_length = prompt_length
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram → index behind its latest occurrence
         self._indexed = 0  # n-grams that end here or before are in the index
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from ()
+
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        yield from ()
         tree = TokenTree(sequence[-1])
         self._index(sequence, len(sequence) - 1)  # all but the n-grams that end the text: those are looked up
         sizes = range(min(self._options.max_ngram, len(sequence)), self._options.min_ngram - 1, -1)
@@ -40,8 +43,11 @@ class PromptLookupDrafter:
             tree.extend(0, text[len(sequence) :], origin)
         return tree
 
-    def observe(self, verdict: Verdict) -> None:
+    def stop(self, sequence: Sequence[int]) -> None:
         pass
+
+    def observe(self, verdict: Verdict) -> None:
+        return None
 
     def _index(self, sequence: Sequence[int], last: int) -> None:
         for end in range(self._indexed + 1, last + 1):

@@ -10,6 +10,7 @@ from collections.abc import Sequence, Set
 
 from ouroboros.config import SpeculativeOptions
 from ouroboros.drafting.base import DraftSession
+from ouroboros.flow import Flow
 from ouroboros.sampling import Histories, Sampler
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
@@ -28,25 +29,27 @@ class SpeculativeDrafter:
         self._sampler = sampler
         self._stop_ids = stop_ids
 
-    @property
-    def draft_forwards(self) -> int:
-        return self._draft.forwards
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from self._draft.prefill(prompt)
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
         gamma = min(self._options.draft_tokens, room)
         if not self._draft.fits(len(sequence), gamma):
             return TokenTree(sequence[-1])
-        tree = self._draft.begin(sequence)
+        tree = yield from self._draft.begin(sequence)
         node, drafted = 0, list[int]()
         for _ in range(gamma):
-            logits_1V = self._draft.score([node])
+            answer = yield from self._draft.score([node])
             position = len(sequence) + len(drafted)
-            token = self._sampler.draw(logits_1V, [position], Histories(sequence, [drafted]))[0]
+            token = self._sampler.draw(answer.logits_RV, [position], Histories(sequence, [drafted]))[0]
             node = tree.add(node, token, Origin.DRAFT)
             drafted.append(token)
             if token in self._stop_ids:
                 break
         return tree
 
-    def observe(self, verdict: Verdict) -> None:
+    def stop(self, sequence: Sequence[int]) -> None:
         pass
+
+    def observe(self, verdict: Verdict) -> None:
+        return None

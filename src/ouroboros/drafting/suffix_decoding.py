@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouroboros.config import SuffixDecodingOptions
+from ouroboros.flow import Flow
 from ouroboros.phrases.suffixes import SuffixIndex
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import Verdict
@@ -19,17 +20,19 @@ __all__ = ["SuffixDecodingDrafter"]
 class SuffixDecodingDrafter:
     """See base.Drafter. ``outputs`` are those of earlier requests; this one's is added to them as it grows."""
 
-    draft_forwards = 0
-
     def __init__(self, options: SuffixDecodingOptions, outputs: SuffixIndex, prompt: Sequence[int]) -> None:
         self._options = options
         self._own = SuffixIndex()
         self._outputs = outputs
+        self._text, self._output = self._own.start(), outputs.start()
         self._learnt = 0  # tokens of the request that are in its own index
         self._prompt_length = len(prompt)
-        outputs.close()
 
-    def propose(self, sequence: Sequence[int], room: int) -> TokenTree:
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from ()
+
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        yield from ()
         self._learn(sequence)
         options = self._options
         limits = options.max_match, options.factor, options.draft_tokens, options.min_chance, room
@@ -42,10 +45,14 @@ class SuffixDecodingDrafter:
         return TokenTree(sequence[-1]) if best is None else best.tree
 
     def observe(self, verdict: Verdict) -> None:
-        pass
+        return None
+
+    def stop(self, sequence: Sequence[int]) -> None:
+        self._learn(sequence)
+        self._output.stop()
 
     def _learn(self, sequence: Sequence[int]) -> None:
         new = sequence[self._learnt :]
-        self._own.extend(new)
-        self._outputs.extend(sequence[max(self._prompt_length, self._learnt) :])
+        self._text.add(new)
+        self._output.add(sequence[max(self._prompt_length, self._learnt) :])
         self._learnt = len(sequence)

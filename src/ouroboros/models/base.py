@@ -16,7 +16,24 @@ from torch import Tensor
 
 from ouroboros.tree import TokenTree
 
-__all__ = ["CausalModel", "ModelInfo", "ScoreRequest", "Slot"]
+__all__ = ["CausalModel", "ModelInfo", "ScoreRequest", "Slot", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a forward has to do, from the model's shapes; 0 where nobody knows.
+
+    Attributes:
+        bytes: of weights, read once in each forward. products: multiplications of each new row.
+        cache_bytes: read for each cached position. cache_products: of each new row, for each cached position.
+        layers: blocks that are computed one after the other.
+    """
+
+    bytes: int = 0
+    products: int = 0
+    cache_bytes: int = 0
+    cache_products: int = 0
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +41,8 @@ class ModelInfo:
     """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names;
     ``trees``: False where ``score`` takes chains only; ``part_of_text``: whether a sequence may begin anywhere in a
     text, or must with the prompt; ``engine``: what computes, and why nothing faster; ``grown``:
-    from what to what, for a model that costs more than it has learned (see grow.py), None for others."""
+    from what to what, for a model that costs more than it has learned (see grow.py), None for others; ``work``: what a
+    forward has to do."""
 
     backend: str
     vocab_size: int
@@ -37,6 +55,7 @@ class ModelInfo:
     part_of_text: bool = True
     engine: str = ""
     grown: str | None = None
+    work: Work = Work()
 
 
 class Slot(Protocol):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ouroboros.errors import InputError
-from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
+from ouroboros.models.base import ModelInfo, ScoreRequest, Slot, Work
 from ouroboros.models.block import Block
 from ouroboros.models.buffers import buffers_for
 from ouroboros.models.config import DecoderConfig
@@ -23,7 +23,7 @@ from ouroboros.models.kernels import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
-from ouroboros.models.quantised import QUANTISED
+from ouroboros.models.quantised import QUANTISED, weight_bytes
 from ouroboros.models.static import StaticDecoder
 from ouroboros.models.weights import Reader, WeightSource
 
@@ -83,6 +83,7 @@ class LlamaModel:
             device=str(device),
             engine=computes,
             grown=grown,
+            work=_work(config, quantised or str(dtype).removeprefix("torch.")),
         )
 
     def open(self) -> KVCache:
@@ -109,6 +110,22 @@ class LlamaModel:
             counts.append(len(nodes))
             first += len(block)
         return list(self._decoder.forward(blocks, wanted).split(counts))
+
+
+def _work(config: DecoderConfig, dtype: str) -> Work:
+    """What a forward reads and multiplies: all matrices once, the output matrix among them."""
+    matrices = {name: shape for name, shape in config.shapes().items() if len(shape) == 2}
+    embedding = matrices.pop("model.embed_tokens.weight")  # one row of it is read for each token
+    matrices["lm_head.weight"] = matrices.get("lm_head.weight", embedding)
+    size = 2 if dtype in QUANTISED else getattr(torch, dtype).itemsize
+    layers, heads = config.num_hidden_layers, config.num_attention_heads * config.head_dim
+    return Work(
+        bytes=weight_bytes(matrices, dtype),
+        products=sum(math.prod(shape) for shape in matrices.values()),
+        cache_bytes=2 * layers * config.num_key_value_heads * config.head_dim * size,
+        cache_products=2 * layers * heads,
+        layers=layers,
+    )
 
 
 def check_engine(engine: str) -> None:

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from ouroboros.phrases.predictions import Predictions
-from ouroboros.phrases.suffixes import SuffixIndex
 from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["Found", "Phrase", "PhrasePool"]
@@ -96,19 +94,12 @@ class PhrasePool:
     Args:
         max_keys: bound of the number of keys. phrases_per_key: bound of the phrases of one key.
         max_tokens: longer phrases are cut to this many tokens.
-
-    Attributes:
-        predictions: the target model's, behind tokens.
-        outputs, successors: what SuffixDecoding and Token Recycling keep from request to request.
     """
 
     def __init__(self, max_keys: int = 300_000, phrases_per_key: int = 8, max_tokens: int = 10) -> None:
         self.max_keys = max_keys
         self.phrases_per_key = phrases_per_key
         self.max_tokens = max_tokens
-        self.predictions = Predictions()
-        self.outputs = SuffixIndex()
-        self.successors: dict[int, tuple[int, ...]] = {}
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
         self._count = 0
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ouroboros.errors import PoolFileError
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import KEYS, MAX_KEY, Phrase, PhrasePool
 from ouroboros.tree import Origin
 
@@ -32,8 +33,8 @@ FORMAT, VERSION = "ouroboros-phrase-pool", "1"
 _ORIGINS = (Origin.VERIFIED, Origin.CORRECTED, Origin.PROMPT, Origin.WINDOW)
 
 
-def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) -> None:
-    """Writes the pool; the file holds the old contents or the new ones, never a part.
+def save_pool(memory: Memory, path: str | os.PathLike[str], fingerprint: str) -> None:
+    """Writes the pool and what else is remembered; the file holds the old contents or the new ones, never a part.
 
     Args:
         fingerprint: what identifies the vocabulary that the tokens belong to.
@@ -41,6 +42,7 @@ def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) 
     Raises:
         PoolFileError: the file cannot be written.
     """
+    pool = memory.phrases
     entries = list(pool.items())
     keys = np.full((len(entries), MAX_KEY), -1, dtype=np.int32)
     tokens = np.full((len(entries), max((len(p.tokens) for _, p in entries), default=1)), -1, dtype=np.int32)
@@ -53,10 +55,10 @@ def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) 
     metadata = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "bounds": json.dumps(bounds)}
     arrays: dict[str, np.ndarray[Any, Any]] = {"keys": keys, "tokens": tokens, "counts": counts}
     arrays |= {
-        "outputs": np.array(pool.outputs.tokens, dtype=np.int32),
-        "successors": _table(list(pool.successors.items())),
+        "outputs": np.array(memory.outputs.tokens, dtype=np.int32),
+        "successors": _table(list(memory.successors.items())),
     }
-    rows = list(pool.predictions.items())
+    rows = list(memory.predictions.items())
     arrays["predictions"] = _table([(-1 if before is None else before, (last, *row.ids)) for before, last, row in rows])
     arrays["logs"] = np.full((len(rows), max(arrays["predictions"].shape[1] - 2, 0)), -np.inf, dtype=np.float16)
     for place, (_, _, prediction) in enumerate(rows):
@@ -76,7 +78,7 @@ def save_pool(pool: PhrasePool, path: str | os.PathLike[str], fingerprint: str) 
         raise PoolFileError(f"cannot write the phrase pool {str(path)!r}: {error.strerror or error}") from error
 
 
-def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
+def load_pool(path: str | os.PathLike[str], fingerprint: str) -> Memory:
     """Reads a pool that ``save_pool`` wrote for the same vocabulary.
 
     Raises:
@@ -108,14 +110,14 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str) -> PhrasePool:
                 phrase = Phrase(known, _ORIGINS[origin], len(key))
                 phrase.note(phrase.origin, seen, offered, accepted)
                 pool.restore(key, phrase)
-        pool.outputs.extend(more.get("outputs", ()))
-        pool.outputs.close()
+        memory = Memory(pool)
+        memory.outputs.restore(more.get("outputs", ()))
         for token, *behind in more.get("successors", ()):
-            pool.successors[token] = tuple(one for one in behind if one >= 0)
+            memory.successors[token] = tuple(one for one in behind if one >= 0)
         for (before, last, *ids), logs in zip(more.get("predictions", ()), more.get("logs", ()), strict=True):
             row = array("i", (one for one in ids if one >= 0))
-            pool.predictions.restore(None if before < 0 else before, last, row, array("f", logs[: len(row)]))
-        return pool
+            memory.predictions.restore(None if before < 0 else before, last, row, array("f", logs[: len(row)]))
+        return memory
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or "it is no phrase pool, or damaged"
         raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: {reason}") from error

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from ouroboros.tree import Origin, TokenTree
 
-__all__ = ["Speculation", "SuffixIndex"]
+__all__ = ["Speculation", "SuffixIndex", "Text"]
 
+SHIFT = 32  # bits of an index within a text
+MASK = (1 << SHIFT) - 1
 PLACES = 128  # occurrences of a token that are looked at, the latest ones
-END = -1  # behind every text: nothing matches it
+END = -1  # between texts in a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,43 +30,87 @@ class Speculation:
     match: int
 
 
+class Text:
+    """One text as it is written; made by ``SuffixIndex.start``. ``stop`` it when it is over."""
+
+    def __init__(self, index: SuffixIndex, number: int) -> None:
+        self._index, self._number = index, number
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """The text goes on."""
+        self._index.write(self._number, tokens)
+
+    def stop(self) -> None:
+        """Nothing comes any more: the text may be forgotten."""
+        self._index.finish(self._number)
+
+
 class SuffixIndex:
-    """See the header.
+    """See the header. Any number of texts may be written at once. A place is a text's number and an index in it, as one
+    whole number.
 
     Args:
-        max_tokens: bound of the tokens that are kept.
+        max_tokens: bound of the tokens that are kept of texts that are over.
     """
 
     def __init__(self, max_tokens: int = 1_000_000) -> None:
         self.max_tokens = max_tokens
-        self._tokens: list[int] = []
-        self._places: dict[int, list[int]] = {}  # token → its indices, ascending
+        self._texts: dict[int, list[int]] = {}  # by number, oldest first
+        self._open: set[int] = set()
+        self._next = 0
+        self._count = 0
+        self._places: dict[int, list[int]] = {}  # token → its places, in the order in which they were written
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return self._count
 
     @property
-    def tokens(self) -> Sequence[int]:
-        """All texts, the oldest first, ``END`` behind each but perhaps the last. Given to ``extend``, they are back."""
-        return self._tokens
+    def tokens(self) -> list[int]:
+        """All texts, the oldest first, ``END`` after each. Given to ``restore``, they are back."""
+        return [token for text in self._texts.values() if text for token in (*text, END)]
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Goes on with the current text."""
-        for place, token in enumerate(tokens, len(self._tokens)):
+    def restore(self, tokens: Sequence[int]) -> None:
+        """Adds texts with ``END`` between them."""
+        text = self.start()
+        for token in tokens:
+            if token == END:
+                text.stop()
+                text = self.start()
+            else:
+                text.add([token])
+        text.stop()
+
+    def start(self) -> Text:
+        """A new text begins."""
+        number, self._next = self._next, self._next + 1
+        self._texts[number] = []
+        self._open.add(number)
+        return Text(self, number)
+
+    def write(self, number: int, tokens: Sequence[int]) -> None:
+        """Of one text; see Text."""
+        text = self._texts[number]
+        for place, token in enumerate(tokens, (number << SHIFT) + len(text)):
             self._places.setdefault(token, []).append(place)
-        self._tokens += tokens
-        if len(self._tokens) > self.max_tokens:
+        text += tokens
+        self._count += len(tokens)
+
+    def finish(self, number: int) -> None:
+        """Of one text; see Text."""
+        self._open.discard(number)
+        if not self._texts.get(number, True):
+            del self._texts[number]
+        if self._count > self.max_tokens:
             self._forget()
 
-    def close(self) -> None:
-        """Ends the current text; the next one is another."""
-        if self._tokens and self._tokens[-1] != END:
-            self._tokens.append(END)
-
     def _forget(self) -> None:
-        kept = self._tokens[len(self._tokens) - self.max_tokens // 2 :]  # half at once: this is seldom
-        self._tokens, self._places = [], {}
-        self.extend(kept)
+        """Half of all at once, since all places are looked through: this is seldom. The newest text stays."""
+        for number in [n for n in self._texts if n not in self._open][:-1]:
+            if self._count <= self.max_tokens // 2:
+                break
+            self._count -= len(self._texts.pop(number))
+        kept = {token: [p for p in places if p >> SHIFT in self._texts] for token, places in self._places.items()}
+        self._places = {token: places for token, places in kept.items() if places}
 
     def speculate(
         self, context: Sequence[int], depth: int, factor: int, most: int, min_chance: float, room: int, origin: Origin
@@ -75,10 +121,10 @@ class SuffixIndex:
             depth: longest match that counts. factor: nodes for each matched token. most: nodes at most, room: levels.
             min_chance: nodes less likely than this are left out. origin: of the nodes.
         """
-        own = len(self._tokens)
         lengths = {}
         for place in self._places.get(context[-1], ())[-PLACES:]:
-            if place + 1 < own:  # else it is the context's own end, and nothing is behind it
+            # Of a text that is being written the end may be the context's own.
+            if self._after(place) is not None or place >> SHIFT not in self._open:
                 lengths[place] = self._match(context, place, depth)
         best: Speculation | None = None
         for match in sorted(set(lengths.values()), reverse=True):
@@ -91,11 +137,16 @@ class SuffixIndex:
 
     def _match(self, context: Sequence[int], place: int, depth: int) -> int:
         """How many tokens up to ``place`` are the context's last ones."""
-        length = 1
-        limit = min(depth, len(context), place + 1)
-        while length < limit and self._tokens[place - length] == context[-1 - length]:
+        length, text, index = 1, self._texts[place >> SHIFT], place & MASK
+        limit = min(depth, len(context), index + 1)
+        while length < limit and text[index - length] == context[-1 - length]:
             length += 1
         return length
+
+    def _after(self, place: int) -> int | None:
+        """The token behind a place, if there is one."""
+        text, index = self._texts[place >> SHIFT], (place & MASK) + 1
+        return text[index] if index < len(text) else None
 
     def _grow(
         self, root: int, places: list[int], nodes: int, min_chance: float, room: int, origin: Origin
@@ -110,8 +161,9 @@ class SuffixIndex:
             nonlocal order
             groups: dict[int, list[int]] = {}
             for place in behind:
-                if place + 1 < len(self._tokens) and self._tokens[place + 1] != END:
-                    groups.setdefault(self._tokens[place + 1], []).append(place + 1)
+                token = self._after(place)
+                if token is not None:
+                    groups.setdefault(token, []).append(place + 1)
             for token, found in groups.items():
                 share = chance * len(found) / len(behind)
                 if share >= min_chance:

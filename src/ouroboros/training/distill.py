@@ -27,6 +27,7 @@ from ouroboros.errors import InputError, LoadError
 from ouroboros.generate import Decoder
 from ouroboros.models.loading import pick_device, resolve
 from ouroboros.pairing import load
+from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.storage import save_pool
 from ouroboros.text import Tokenizer
 from ouroboros.training.measure import Measured, measure
@@ -122,7 +123,7 @@ class _Run:
             phrases = None
             if settings.pool is not None:
                 pool = phrases_of(written[0])
-                save_pool(pool, settings.pool, decoder.fingerprint)
+                save_pool(Memory(pool), settings.pool, decoder.fingerprint)
                 phrases = len(pool)
         return _Written(written[0], written[1], written[2], phrases)
 

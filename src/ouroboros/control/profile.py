@@ -1,0 +1,183 @@
+"""A profile: T(n, context) measured with care, for looking at, for replays in measured times, and as a better start.
+
+It is measured for a model, dtype and device, and kept in the user's cache directory. Times differ from run to run; so
+the sizes are measured in turns, and the median of each counts. Decoding corrects what it begins with (cost.py). It
+knows nothing of drafting.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import json
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ouroboros.control.machine import machine, time_forward
+from ouroboros.directories import cache_directory, write_json
+from ouroboros.errors import InputError
+from ouroboros.models.base import CausalModel, ModelInfo
+from ouroboros.models.context import Context
+
+__all__ = [
+    "CONTEXTS",
+    "ROWS",
+    "CostProfile",
+    "PairProfile",
+    "describe",
+    "load_profile",
+    "measure",
+    "profile_path",
+    "save_profile",
+]
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+CONTEXTS = (256, 1024)
+FORMAT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CostProfile:
+    """Medians of measured forwards.
+
+    Attributes:
+        model: what was measured, as ``describe`` says it. machine: on what. rows: n, ascending. contexts: cached
+            positions, ascending. seconds: per context and n. spread: as ``seconds``, the middle half's width.
+    """
+
+    model: str
+    machine: str
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    spread: tuple[tuple[float, ...], ...]
+
+    def cost(self, rows: int, context: int) -> float:
+        """Seconds of a forward over ``rows`` ≥ 1 new rows: between measured sizes on a line, beyond them on the last
+        one's slope; of contexts likewise."""
+        each = [_interpolate(self.rows, times, rows) for times in self.seconds]
+        return _interpolate(self.contexts, each, context)
+
+    def points(self) -> list[tuple[int, int, float]]:
+        """(rows, context, seconds) of all that was measured."""
+        return [
+            (n, context, seconds)
+            for context, times in zip(self.contexts, self.seconds, strict=True)
+            for n, seconds in zip(self.rows, times, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PairProfile:
+    """T(n) of a pair on this machine."""
+
+    target: CostProfile
+    draft: CostProfile
+
+
+def _interpolate(places: Sequence[int], values: Sequence[float], place: float) -> float:
+    if len(places) == 1 or place <= places[0]:
+        return values[0]
+    right = min(bisect.bisect_left(places, place), len(places) - 1)
+    left = right - 1
+    slope = (values[right] - values[left]) / (places[right] - places[left])
+    if place > places[-1]:
+        slope = max(slope, 0.0)  # noise must not make large forwards free
+        left = right
+    return values[left] + slope * (place - places[left])
+
+
+def describe(info: ModelInfo) -> str:
+    """What T(n) depends on, beside the machine."""
+    size = f"{info.parameters} parameters, {info.vocab_size} tokens"
+    computes = " ".join(part for part in (info.backend, info.engine.partition(" (")[0]) if part)
+    return f"{computes} {size}, {info.dtype} on {info.device}, {'trees' if info.trees else 'chains'}"
+
+
+def measure(
+    model: CausalModel,
+    rows: Sequence[int] = ROWS,
+    contexts: Sequence[int] = CONTEXTS,
+    repeats: int = 7,
+    progress: Callable[[str], None] = lambda text: None,
+    typical: Callable[[Sequence[float]], float] = statistics.median,
+) -> CostProfile:
+    """Times forwards of all sizes in random order, ``repeats`` rounds each; logits of all rows are computed.
+
+    ``typical``: which of a size's times counts.
+
+    Raises:
+        InputError: a size that is no whole number of at least 1, or that the model's context does not hold.
+    """
+    info = model.info
+    for name, sizes in (("rows", rows), ("context", contexts)):
+        if not sizes or any(size < 1 for size in sizes):
+            raise InputError(f"{name} must be whole numbers of at least 1, not {list(sizes)}")
+    if repeats < 1:
+        raise InputError(f"repeats must be a whole number of at least 1, not {repeats}")
+    rows, contexts = sorted(set(rows)), sorted(set(contexts))
+    if max(rows) + max(contexts) > info.max_positions:
+        wanted = f"{max(contexts)} cached positions and {max(rows)} rows"
+        raise InputError(f"{wanted} are more than the {info.max_positions} that the model's context holds")
+    order = random.Random(0)
+    medians, spreads = [], []
+    for size in contexts:
+        progress(f"a cache of {size} positions")
+        tokens = [order.randrange(info.vocab_size) for _ in range(size + 1)]
+        context = Context(model)
+        context.prefill(tokens)
+        for n in rows:  # one round to warm up
+            time_forward(context, n, tokens)
+        times: dict[int, list[float]] = {n: [] for n in rows}
+        for _ in range(repeats):
+            for n in order.sample(rows, len(rows)):
+                times[n].append(time_forward(context, n, tokens))
+        medians.append(tuple(typical(times[n]) for n in rows))
+        spreads.append(tuple(_spread(times[n]) for n in rows))
+    return CostProfile(
+        describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads)
+    )
+
+
+def _spread(times: Sequence[float]) -> float:
+    if len(times) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return high - low
+
+
+def profile_path(info: ModelInfo, directory: Path | None = None) -> Path:
+    """The file of this model's profile on this machine."""
+    key = hashlib.sha256(f"{describe(info)}\n{machine(info.device)}".encode()).hexdigest()[:16]
+    return (directory or cache_directory() / "profiles") / f"{key}.json"
+
+
+def save_profile(profile: CostProfile, path: Path) -> None:
+    """Writes a profile, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_json({"format": FORMAT, **dataclasses.asdict(profile)}, path)
+
+
+def load_profile(path: Path) -> CostProfile | None:
+    """The profile in a file; None where there is none, or none that this version understands: it is measured again."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            return None
+        rows, contexts = tuple(values["rows"]), tuple(values["contexts"])
+        seconds, spread = (tuple(tuple(map(float, times)) for times in values[name]) for name in ("seconds", "spread"))
+        if (
+            any([len(times) for times in table] != [len(rows)] * len(contexts) for table in (seconds, spread))
+            or not rows
+        ):
+            return None
+        return CostProfile(values["model"], values["machine"], rows, contexts, seconds, spread)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

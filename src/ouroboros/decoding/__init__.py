@@ -1,0 +1,1 @@
+"""From a request to its tokens: the loop, what it is made of, and who drives it."""
