@@ -248,6 +248,27 @@ def test_kernels_round_alike(gate_up: int) -> None:
 
 
 @needed
+@pytest.mark.parametrize("name", library.NEEDED)
+def test_instruction_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that the processor has, not the best alone: as exact, and a tree's bits are those of plain decoding."""
+    found = library.library(name)
+    if isinstance(found, str):
+        pytest.skip(found)
+    assert found.ouroboros_instructions().decode() == name
+    assert library.instructions() in library.NEEDED
+    monkeypatch.setattr(decoder, "library", lambda: found)
+    for kind in ("float32", "bfloat16", *QUANTISED):
+        dtype = torch.float32 if kind == "float32" else torch.bfloat16
+        quantised = kind if kind in QUANTISED else None
+        mine = model("grouped", dtype, "kernels", quantised)
+        got = score(mine, filled(mine, []), chain(text(50)))
+        assert all(torch.equal(a, b) for a, b in zip(got, one_by_one(mine, text(50)), strict=True))
+        exact = life(model("grouped", torch.float64, "plain"))
+        allowed = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.04, "int4": 0.4, "w8a8": 0.06}[kind]
+        assert (life(mine) - exact).abs().mean() <= allowed * exact.abs().mean()
+
+
+@needed
 def test_odd_sizes() -> None:
     """fp32 takes any; bf16 works in pairs and leaves odd ones to PyTorch."""
     config = {**BASE, "hidden_size": 71, "intermediate_size": 33}

@@ -5,8 +5,8 @@ there in one step, so that any number of processes may start at once. Nothing he
 known processor or a place to write, ``library`` says why, and the operators of PyTorch and NumPy do the work. CXX
 names the compiler, as it does for other programs.
 
-One source is compiled for the first of two sets of instructions that the processor has. Sums are in another order, and so
-round differently, on each; on each for itself a row's bits depend on nothing else in its forward.
+One source is compiled for the better of two sets of instructions that the processor has. They add up in different
+orders and so round differently; on each for itself a row's bits depend on nothing else in its forward.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def library(name: str | None = None) -> ctypes.CDLL | str:
 def instructions() -> str | None:
     """The set of instructions that ``library`` is compiled for, of NEEDED; None where there is no library."""
     found = library()
-    return None if isinstance(found, str) else found.ouroboros_instructions().decode()  # type: ignore[no-any-return]
+    return None if isinstance(found, str) else found.ouroboros_instructions().decode()
 
 
 def _processor() -> str:
