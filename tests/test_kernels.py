@@ -264,7 +264,7 @@ def test_instruction_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         got = score(mine, filled(mine, []), chain(text(50)))
         assert all(torch.equal(a, b) for a, b in zip(got, one_by_one(mine, text(50)), strict=True))
         exact = life(model("grouped", torch.float64, "plain"))
-        allowed = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.04, "int4": 0.4, "w8a8": 0.06}[kind]
+        allowed = {"float32": 1e-5, "bfloat16": 0.06, "int8": 0.12, "int4": 1, "w8a8": 0.16}[kind]
         assert (life(mine) - exact).abs().mean() <= allowed * exact.abs().mean()
 
 
