@@ -329,7 +329,7 @@ def report(raw: dict[str, Any]) -> str:
         "bf16, 256 positions in the cache, logits of all rows; medians in ms (least in brackets), "
         f"{raw['repeats']} interleaved rounds. Load average during the run: {raw['load'][0]:.1f} to "
         f"{raw['load'][1]:.1f}: above the number of threads, only the least say what an engine can do."
-        " `kernels` is the default on CPUs with AVX-512, `int8`, `int4` and `w8a8` are the same with such weights; "
+        " `kernels` is the default on CPUs with AVX2 or AVX-512, `int8`, `int4` and `w8a8` are it with such weights; "
         "`packed` and `plain` are what other CPUs get. `transformers` computes attention by its default (sdpa), or "
         "eager.",
         "",

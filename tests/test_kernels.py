@@ -79,12 +79,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 TYPES = ("float32", "bfloat16")
 
 
-def available(weights: str) -> bool:
-    found = library.library()
-    return not isinstance(found, str) and bool(found.ouroboros_supports(decoder.FORMATS[weights]))
-
-
-needed = pytest.mark.skipif(not available("bfloat16"), reason=f"no kernels: {library.library()}")
+needed = pytest.mark.skipif(isinstance(library.library(), str), reason=f"no kernels: {library.library()}")
 
 
 def model(variant: str, dtype: torch.dtype, engine: str, quantised: str | None = None) -> LlamaModel:
@@ -186,7 +181,7 @@ def rounded(config: Mapping[str, Any], weights: str, engine: str) -> dict[str, T
 def test_quantised(variant: str, weights: str, engine: str) -> None:
     """As if the weights had been rounded before; the rest rounds as bf16 does, on every engine. Rows of 8 bits, which
     the kernels alone have, are as much coarser."""
-    if engine == "kernels" and not available(weights):
+    if engine == "kernels" and isinstance(library.library(), str):
         pytest.skip(str(library.library()))
     config = {**BASE, **VARIANTS[variant]}
     tensors = Weights(rounded(config, weights, engine))
@@ -250,6 +245,27 @@ def test_kernels_round_alike(gate_up: int) -> None:
     assert torch.equal(numbers[there], expected.numbers[places[there]])
     assert torch.equal(scales[there], expected.scale[places[there]])
     assert not scales[~there].any()
+
+
+@needed
+@pytest.mark.parametrize("name", library.NEEDED)
+def test_instruction_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that the processor has, not the best alone: as exact, and a tree's bits are those of plain decoding."""
+    found = library.library(name)
+    if isinstance(found, str):
+        pytest.skip(found)
+    assert found.ouroboros_instructions().decode() == name
+    assert library.instructions() in library.NEEDED
+    monkeypatch.setattr(decoder, "library", lambda: found)
+    for kind in ("float32", "bfloat16", *QUANTISED):
+        dtype = torch.float32 if kind == "float32" else torch.bfloat16
+        quantised = kind if kind in QUANTISED else None
+        mine = model("grouped", dtype, "kernels", quantised)
+        got = score(mine, filled(mine, []), chain(text(50)))
+        assert all(torch.equal(a, b) for a, b in zip(got, one_by_one(mine, text(50)), strict=True))
+        exact = life(model("grouped", torch.float64, "plain"))
+        allowed = {"float32": 1e-5, "bfloat16": 0.06, "int8": 0.12, "int4": 1, "w8a8": 0.16}[kind]
+        assert (life(mine) - exact).abs().mean() <= allowed * exact.abs().mean()
 
 
 @needed
@@ -394,7 +410,7 @@ def test_why_there_are_none(fresh: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert find() == "broken failed: x.h: error: what is this"
     monkeypatch.setenv("CXX", script(tmp_path / "liar", "exit 0"))
     assert isinstance(find(), str)  # an empty file is no library
-    monkeypatch.setattr(library, "NEEDED", ("avx1024",))
+    monkeypatch.setattr(library, "NEEDED", {"avx1024": ("avx1024f",), "avx2": ("avx1024",)})
     assert find() == "the processor lacks avx1024"
 
 

@@ -68,8 +68,8 @@ def load(
             by its own code), or ``auto``: native where it can be, else transformers.
         device_map: how transformers spreads the target over devices, as it takes it; the native decoder knows none.
         engine: what computes in the native decoder: ``auto``, the fastest that is to be had, or one that must be had:
-            ``kernels`` (C++, on CPUs with AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or ``plain``,
-            or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which it is.
+            ``kernels`` (C++, on CPUs with AVX2 or AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or
+            ``plain``, or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which.
         draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``w8a8`` beside a bfloat16 target in the C++ kernels,
             where a draft forward costs the time to read its weights. What is drafted is verified whatever drafts it.
 

@@ -27,99 +27,100 @@ struct Seen {
     int path_length;
 };
 
-constexpr int KEYS = 4 * LANES;  // keys whose scores are computed together
+constexpr int KEYS = SIDE * LANES;  // keys whose scores, or elements of a head whose sums, are computed together
 
-// Words of 64 keys, turned: packed[w * 64 + key]. Keys from `end` on are zeros.
+// Words of KEYS keys, turned: packed[w * KEYS + key]. Keys from `end` on are zeros.
 template <class A>
 static void pack_keys(Cached<A> keys, int begin, int end, int words, uint32_t* packed) {
     for (int lane = 0; lane < KEYS; lane += LANES)
         for (int w = 0; w < words; w += LANES) {
-            __m512i rows[LANES];
-            const __mmask16 some = first(words - w);
+            Bits rows[LANES];
+            const Mask some = first(words - w);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; ++i) {
                 const int t = begin + lane + i;
-                rows[i] = t < end ? _mm512_maskz_loadu_epi32(some, (const uint32_t*)keys[t] + w) : _mm512_setzero_si512();
+                rows[i] = t < end ? load_bits((const uint32_t*)keys[t] + w, some) : no_bits();
             }
             transpose16(rows);
             uint32_t* to = packed + size_t(w) * KEYS + lane;
-            for (int i = 0; i < std::min(LANES, words - w); ++i) _mm512_storeu_si512(to + i * KEYS, rows[i]);
+            for (int i = 0; i < std::min(LANES, words - w); ++i) store_bits(to + i * KEYS, rows[i]);
         }
 }
 
-// Scores of 64 packed keys for ROWS queries: each is one sum over the head in order.
+// Scores of KEYS packed keys for ROWS queries: each is one sum over the head in order.
 template <class A, int ROWS>
 static void score_keys(const uint32_t* packed, const uint32_t* const* queries, int words, float scale, float* const* scores) {
-    Vec sum[ROWS][4];
+    Vec sum[ROWS][SIDE];
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sum[r][j] = zero();
+        for (int j = 0; j < SIDE; ++j) sum[r][j] = zero();
 #pragma GCC unroll 1
     for (int w = 0; w < words; ++w) {
         const uint32_t* at = packed + size_t(w) * KEYS;
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r) {
-            const __m512i x = _mm512_set1_epi32(queries[r][w]);
+            const Bits x = all_bits(queries[r][w]);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) sum[r][j] = A::step(sum[r][j], _mm512_load_si512(at + j * LANES), x);
+            for (int j = 0; j < SIDE; ++j) sum[r][j] = A::step(sum[r][j], load_line(at + j * LANES), x);
         }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(scores[r] + j * LANES, _mm512_mul_ps(sum[r][j], all(scale)));
+        for (int j = 0; j < SIDE; ++j) store(scores[r] + j * LANES, sum[r][j] * all(scale));
 }
 
 // In place: exp(score - largest). Returns their sum.
 static float softmax(float* scores, int count) {
     Vec top = all(-INFINITY);
     for (int t = 0; t < count; t += LANES)
-        top = _mm512_mask_max_ps(top, first(count - t), top, _mm512_loadu_ps(scores + t));
+        top = larger(first(count - t), top, load(scores + t));
     const Vec largest = all(max16(top));
     Vec total = zero();
     for (int t = 0; t < count; t += LANES) {
-        const __mmask16 some = first(count - t);
-        const Vec e = _mm512_maskz_mov_ps(some, exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + t), largest)));
-        _mm512_mask_storeu_ps(scores + t, some, e);
-        total = _mm512_add_ps(total, e);
+        const Mask some = first(count - t);
+        const Vec e = only(some, exp16(load(scores + t) - largest));
+        Fp32::store(scores + t, some, e);
+        total = total + e;
     }
     return sum16(total);
 }
 
-// Adds weight * value row for ROWS queries over cache rows begin ... end-1, for 64 elements of the head (fewer at its
+// Adds weight * value row for ROWS queries over cache rows begin ... end-1, for KEYS elements of the head (fewer at its
 // end). weights[r][0] belongs to row `begin`. next: rows that are read soon, fetched along; or null.
 template <class A, int ROWS>
 static void add_values(Cached<A> values, int begin, int end, int element, int count, const float* const* weights, float* const* out,
                        Cached<A> next = {}) {
-    const __mmask16 some[4] = {first(count), first(count - 16), first(count - 32), first(count - 48)};
-    Vec sum[ROWS][4];
+    Mask some[SIDE];
+    for (int j = 0; j < SIDE; ++j) some[j] = first(count - j * LANES);
+    Vec sum[ROWS][SIDE];
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_loadu_ps(out[r] + element + j * LANES);
+        for (int j = 0; j < SIDE; ++j) sum[r][j] = load(out[r] + element + j * LANES);
 #pragma GCC unroll 1
     for (int t = begin; t < end; ++t) {
         const typename A::Element* row = values[t] + element;
         if (next.data) next.fetch(t);
-        Vec v[4];
+        Vec v[SIDE];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) v[j] = A::load(row + j * LANES, some[j]);
+        for (int j = 0; j < SIDE; ++j) v[j] = A::load(row + j * LANES, some[j]);
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r) {
             const Vec weight = all(weights[r][t - begin]);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_fmadd_ps(weight, v[j], sum[r][j]);
+            for (int j = 0; j < SIDE; ++j) sum[r][j] = fma(weight, v[j], sum[r][j]);
         }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(out[r] + element + j * LANES, sum[r][j]);
+        for (int j = 0; j < SIDE; ++j) store(out[r] + element + j * LANES, sum[r][j]);
 }
 
 constexpr int MAX_QUERIES = 16;
-constexpr int TOGETHER = 6;  // queries whose sums fit into registers: 6 * 4 + 4 loaded + 1
+constexpr int TOGETHER = 6;  // queries whose sums fit into registers: 6 * SIDE vectors + SIDE loaded + 1
 
 // Calls with<ROWS>(begin, ROWS) for groups of up to TOGETHER of `count` queries, about equally large.
 template <class F>
@@ -140,7 +141,7 @@ static void in_groups(int count, F&& with) {
 
 // Memory that one thread needs for `attend`; `span`: cache rows from the first to the last that the queries see.
 struct AttentionScratch {
-    uint32_t* packed;  // [words][64]
+    uint32_t* packed;  // [words][KEYS]
     float* scores;     // [queries][span_stride(span)]
     float* out;        // [queries][head size rounded up to 64]
     static size_t span_stride(int span) { return size_t(span + KEYS - 1) / KEYS * KEYS + LANES; }
@@ -184,7 +185,7 @@ static void attend(Cached<A> keys, Cached<A> values, Cached<A> next, const uint3
         if (!s.path_length) std::fill(line + (s.end - begin), line + (common - begin), 0.f);
         std::fill(scratch.out + i * out_stride, scratch.out + (i + 1) * out_stride, 0.f);
     }
-    for (int element = 0; element < head; element += 64)
+    for (int element = 0; element < head; element += KEYS)
         in_groups(count, [&](int i, auto rows) {
             const float* from[TOGETHER];
             float* to[TOGETHER];
@@ -204,6 +205,6 @@ static void attend(Cached<A> keys, Cached<A> values, Cached<A> next, const uint3
     for (int i = 0; i < count; ++i) {
         float* out = scratch.out + i * out_stride;
         const Vec inverse = all(1.f / sums[i]);
-        for (int d = 0; d < head; d += LANES) _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), inverse));
+        for (int d = 0; d < head; d += LANES) store(out + d, load(out + d) * inverse);
     }
 }

@@ -28,14 +28,10 @@ template <class F>
 bool with_format(int format, F&& action) {
     switch (format) {
         case 0: action(WeightsFp32()); return true;
-#ifdef __AVX512BF16__
         case 1: action(WeightsBf16()); return true;
         case 2: action(WeightsInt8()); return true;
         case 3: action(WeightsInt4()); return true;
-#ifdef __AVX512VNNI__
         case 4: action(WeightsW8A8()); return true;
-#endif
-#endif
         default: return false;
     }
 }
@@ -44,10 +40,8 @@ bool with_format(int format, F&& action) {
 
 extern "C" {
 
-// Whether this processor and this build compute the format.
-int ouroboros_supports(int format) {
-    return with_format(format, [](auto) {});
-}
+// The set of instructions that this build has.
+const char* ouroboros_instructions() { return INSTRUCTIONS; }
 
 // Bytes of a packed matrix.
 int64_t ouroboros_packed_size(int format, int outputs, int inputs, int gate_up) {
@@ -107,12 +101,10 @@ int ouroboros_choose(int format, const void* logits, int64_t stride, int rows, i
         };
         for (int row = 0; row < rows; ++row)
             choose(scored(row), size, count, ids + row * count, scores + row * count, sums ? sums + row : nullptr);
-        for (int i = 0; i < asked; ++i) asked_scores[i] = _mm512_cvtss_f32(scored(pairs[2 * i])(pairs[2 * i + 1], 1));
+        for (int i = 0; i < asked; ++i) asked_scores[i] = lane0(scored(pairs[2 * i])(pairs[2 * i + 1], first(1)));
     };
     if (format == 0) return rows_of(Fp32()), 1;
-#ifdef __AVX512BF16__
     if (format == 1) return rows_of(Bf16()), 1;
-#endif
     return 0;
 }
 

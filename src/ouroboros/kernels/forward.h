@@ -7,11 +7,9 @@
 #include <memory>
 #include <new>
 
-#include "int4.h"
 #include "matmul.h"
 #include "plan.h"
 #include "team.h"
-#include "w8a8.h"
 
 // One thread's grow-only memory for the forwards that it calls for.
 static char* workspace(size_t bytes) {
@@ -38,11 +36,11 @@ void rms_norm(X&& x, const float* weight, int size, float eps, To&& out) {
     Vec squares = zero();
     for (int i = 0; i < size; i += LANES) {
         const Vec v = Fp32::load(x(i), first(size - i));
-        squares = _mm512_fmadd_ps(v, v, squares);
+        squares = fma(v, v, squares);
     }
     const Vec factor = all(1.f / std::sqrt(sum16(squares) / size + eps));
     for (int i = 0; i < size; i += LANES) {
-        const __mmask16 some = first(size - i);
+        const Mask some = first(size - i);
         Out::store(out(i), some, Fp32::load(x(i), some) * factor * Fp32::load(weight + i, some));
     }
 }
@@ -54,10 +52,11 @@ template <class W>
 struct Forward : Plan {
     using A = typename W::Activation;
     using Element = typename A::Element;
+    using Input = typename A::Row;  // of a product
     using Plan::Plan;
 
     Rows x, qkv;                      // fp32
-    Rows normed, attended, inner;     // activations; normed: the first thread's, if each has its own
+    Rows normed, attended, inner;     // inputs of products; normed: the first thread's, if each has its own
     char* rounded;                    // rows that are rounded for a product
     bool each_rounds;                 // each thread for itself
     Element* queries;                 // [rows, heads, head size]
@@ -69,7 +68,7 @@ struct Forward : Plan {
     }
 
     void place(int wanted, int threads) {
-        const size_t n = rows.size(), most = std::max<size_t>(n, wanted), e = sizeof(Element);
+        const size_t n = rows.size(), most = std::max<size_t>(n, wanted), e = sizeof(typename Input::Element);
         const size_t heads = size_t(m.heads) * m.head_size, all = heads + 2 * size_t(m.kv_heads) * m.head_size;
         const size_t packed = round64(size_t(m.head_size) * 4 * KEYS);
         const size_t scores = round64(MAX_QUERIES * AttentionScratch::span_stride(span) * 4 + 64);
@@ -78,7 +77,7 @@ struct Forward : Plan {
         each_rounds = most <= FEW_ROUND;
         rounded_size = W::Head::ROUNDS_ROWS ? Rows::size(most, std::max({size_t(m.hidden), heads, size_t(m.inner)}) * e) : 0;
         const size_t sizes[] = {Rows::size(n, m.hidden * 4), Rows::size(n, all * 4), normed_size * (most <= FEW ? threads : 1),
-                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * e), scratch_size * threads,
+                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * sizeof(Element)), scratch_size * threads,
                                 rounded_size * (each_rounds ? threads : 1)};
         size_t total = 0;
         for (size_t size : sizes) total += size;
@@ -114,11 +113,11 @@ struct Forward : Plan {
             const int o = tile * TILE, left = std::min(TILE, w.outputs - o);
             Matmul<Format>::tile(w.weights + tile * size, in, words, [&](int r, float* sums) {
                 for (int i = 0; i < TILE; i += LANES) {
-                    const __mmask16 some = first(left - i);
-                    Vec v = _mm512_load_ps(sums + i);
+                    const Mask some = first(left - i);
+                    Vec v = load_line(sums + i);
                     if (w.scale) v = v * Fp32::load(w.scale + o + i, some);
                     if (w.bias) v = v + Fp32::load(w.bias + o + i, some);
-                    _mm512_store_ps(sums + i, v);
+                    store_line(sums + i, v);
                 }
                 done(r, o, left, sums);
             });
@@ -130,7 +129,7 @@ struct Forward : Plan {
         if (m.embedding) {
             const Element* row = (const Element*)m.embedding + size_t(o) * m.hidden;
             for (int i = 0; i < m.hidden; i += LANES) {
-                const __mmask16 some = first(m.hidden - i);
+                const Mask some = first(m.hidden - i);
                 Fp32::store(x.at<float>(r, i), some, A::load(row + i, some) * all(m.embedding_multiplier));
             }
             return;
@@ -155,7 +154,7 @@ struct Forward : Plan {
         if (norm) rms_norm<Fp32>(own, norm, head, m.eps, own);
         if ((query || key) && layer.rotary)
             for (int i = 0; i < half; i += LANES) {
-                const __mmask16 some = first(half - i);
+                const Mask some = first(half - i);
                 const Vec a = Fp32::load(v + i, some), b = Fp32::load(v + half + i, some);
                 const Vec c = Fp32::load(cos + size_t(row.position) * half + i, some);
                 const Vec s = Fp32::load(sin + size_t(row.position) * half + i, some);
@@ -193,9 +192,9 @@ struct Forward : Plan {
         for (int i = 0; i < item.count; ++i) {
             const float* from = mine.out + i * AttentionScratch::out_stride(head);
             const size_t begin = size_t(query[i]) * head;
-            attended.pieces<Element>(row[i], begin, begin + head, [&](Element* to, size_t at, size_t count) {
+            attended.pieces<typename Input::Element>(row[i], begin, begin + head, [&](auto* to, size_t at, size_t count) {
                 for (size_t d = 0; d < count; d += LANES)
-                    A::store(to + d, first(int(count - d)), _mm512_loadu_ps(from + at + d));
+                    Input::store(to + d, first(int(count - d)), load(from + at + d));
             });
         }
     }
@@ -209,8 +208,8 @@ struct Forward : Plan {
         const auto add = [&](int r, int o, int left, const float* sums) {
             float* to = x.at<float>(r, o);
             for (int i = 0; i < left; i += LANES) {
-                const __mmask16 some = first(left - i);
-                Fp32::store(to + i, some, Fp32::load(to + i, some) + _mm512_load_ps(sums + i) * all(m.residual_multiplier));
+                const Mask some = first(left - i);
+                Fp32::store(to + i, some, Fp32::load(to + i, some) + load_line(sums + i) * all(m.residual_multiplier));
             }
         };
         Team team(threads, 12 * m.layers + 4);
@@ -227,7 +226,7 @@ struct Forward : Plan {
                 const auto one = [&](int i) {
                     const int r = which ? which[i] : i;
                     const auto from = [&](int at) { return x.at<float>(r, at); };
-                    rms_norm<A>(from, weight, m.hidden, m.eps, [&](int at) { return to.at<Element>(i, at); });
+                    rms_norm<Input>(from, weight, m.hidden, m.eps, [&](int at) { return to.at<typename Input::Element>(i, at); });
                 };
                 if (few)
                     for (int i = 0; i < count; ++i) one(i);
@@ -241,7 +240,7 @@ struct Forward : Plan {
                 const Rows in = norms(n, nullptr, layer.input_norm);
                 multiply_all<W>(team, phase, me, layer.qkv, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES)
-                        Fp32::store(qkv.at<float>(r, o + i), first(left - i), _mm512_load_ps(sums + i));
+                        Fp32::store(qkv.at<float>(r, o + i), first(left - i), load_line(sums + i));
                 });
                 if (!whole)
                     team.share(phase++, me, n, [&](int r) {
@@ -258,9 +257,9 @@ struct Forward : Plan {
                 const Rows again = norms(n, nullptr, layer.post_norm);
                 // A tile's outputs are 16 of the gate and the same 16 of up.
                 multiply_all<W>(team, phase, me, layer.gate_up, again, [&](int r, int o, int, const float* sums) {
-                    const Vec gate = _mm512_load_ps(sums), up = _mm512_load_ps(sums + LANES);
+                    const Vec gate = load_line(sums), up = load_line(sums + LANES);
                     const Vec silu = gate / (all(1.f) + exp16(zero() - gate));
-                    A::store(inner.at<Element>(r, o / 2), first(m.inner - o / 2), silu * up);
+                    Input::store(inner.at<typename Input::Element>(r, o / 2), first(m.inner - o / 2), silu * up);
                 });
                 multiply_all<W>(team, phase, me, layer.down, inner, add);
             }
@@ -268,7 +267,7 @@ struct Forward : Plan {
                 const Rows in = norms(wanted_count, wanted, m.norm);
                 multiply_all<typename W::Head>(team, phase, me, m.head, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES)
-                        A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), _mm512_load_ps(sums + i) / all(m.logits_divisor));
+                        A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), load_line(sums + i) / all(m.logits_divisor));
                 });
             }
         }

@@ -4,6 +4,9 @@ The file's name in the cache is a hash of everything that the machine code depen
 there in one step, so that any number of processes may start at once. Nothing here ever raises: without a compiler, a
 known processor or a place to write, ``library`` says why, and the operators of PyTorch and NumPy do the work. CXX
 names the compiler, as it does for other programs.
+
+One source is compiled for the better of two sets of instructions that the processor has. They add up in different
+orders and so round differently; on each for itself a row's bits depend on nothing else in its forward.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,11 +27,15 @@ import torch
 
 from ouroboros.directories import cache_directory
 
-__all__ = ["UnavailableError", "compile_kernels", "library"]
+__all__ = ["UnavailableError", "compile_kernels", "instructions", "library"]
 
-SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+SOURCES = sorted(Path(__file__).parent.rglob("*.[ch]*"))
+NEEDED = {  # the sets of instructions, the faster first, and what each asks of a processor
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"),
+    "avx2": ("avx2", "fma"),
+}
 OPTIONS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
+WITHOUT = {"avx512": (), "avx2": ("-mno-avx512f",)}  # what the processor may have besides
 SECONDS = 300  # for a compiler that takes three
 
 
@@ -36,14 +44,21 @@ class UnavailableError(Exception):
 
 
 @cache
-def library() -> ctypes.CDLL | str:
-    """The loaded library, or in a few words why there is none."""
+def library(name: str | None = None) -> ctypes.CDLL | str:
+    """The loaded library, or in a few words why there is none. ``name``: of NEEDED, in place of the best."""
     try:
-        return _declared(_load(_processor()))
+        processor = _processor()
+        return _declared(_load(processor, _chosen(processor.split(), name)))
     except UnavailableError as error:
         return str(error)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def instructions() -> str | None:
+    """The set of instructions that ``library`` is compiled for, of NEEDED; None where there is no library."""
+    found = library()
+    return None if isinstance(found, str) else found.ouroboros_instructions().decode()
 
 
 def _processor() -> str:
@@ -52,15 +67,24 @@ def _processor() -> str:
         raise UnavailableError(f"no kernels for {sys.platform} on {platform.machine()}")
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    if missing := [flag for flag in NEEDED if flag not in flags]:
-        raise UnavailableError(f"the processor lacks {missing[0]}")
     return " ".join(sorted(flags))
 
 
-def _load(processor: str) -> ctypes.CDLL:
+def _chosen(flags: Sequence[str], name: str | None) -> str:
+    """The best set that the processor has, or this one if it has it."""
+    missing = ""
+    for each in [name] if name else NEEDED:
+        lacks = [flag for flag in NEEDED[each] if flag not in flags]
+        if not lacks:
+            return each
+        missing = lacks[0]
+    raise UnavailableError(f"the processor lacks {missing}")
+
+
+def _load(processor: str, name: str) -> ctypes.CDLL:
     compiler = _compiler()
     parts = [source.read_bytes() for source in SOURCES]
-    parts += [str(x).encode() for x in (compiler, OPTIONS, torch.__version__, processor)]
+    parts += [str(x).encode() for x in (compiler, OPTIONS, WITHOUT[name], torch.__version__, processor)]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     file = _cache_directory() / f"decoder-{key}.so"
     if file.is_file():
@@ -68,7 +92,7 @@ def _load(processor: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(file))
         except OSError:  # damaged: made anew below
             file.unlink(missing_ok=True)
-    compile_kernels(compiler, file)
+    compile_kernels(compiler, file, WITHOUT[name])
     return ctypes.CDLL(str(file))
 
 
@@ -91,8 +115,8 @@ def _cache_directory() -> Path:
         return Path(tempfile.mkdtemp(prefix="ouroboros-kernels-"))
 
 
-def compile_kernels(compiler: str, file: Path) -> None:
-    """Compiles to a name of its own and then moves it to ``file``."""
+def compile_kernels(compiler: str, file: Path, more: Sequence[str] = ()) -> None:
+    """Compiles, with ``more`` options, to a name of its own and then moves it to ``file``."""
     source = next(path for path in SOURCES if path.suffix == ".cpp")
     # The threads are those of PyTorch: where its wheel brings an OpenMP library under another name, link that one.
     root = Path(torch.__file__).parent
@@ -102,7 +126,7 @@ def compile_kernels(compiler: str, file: Path) -> None:
     number, temporary = tempfile.mkstemp(dir=file.parent, suffix=".so")
     os.close(number)
     try:
-        command = [compiler, str(source), "-o", temporary, "-Wl,--as-needed", *openmp[:1], *OPTIONS]
+        command = [compiler, str(source), "-o", temporary, "-Wl,--as-needed", *openmp[:1], *OPTIONS, *more]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
@@ -114,7 +138,7 @@ def compile_kernels(compiler: str, file: Path) -> None:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     integer, pointer = ctypes.c_int, ctypes.c_void_p
-    found.ouroboros_supports.argtypes = [integer]
+    found.ouroboros_instructions.restype = ctypes.c_char_p
     found.ouroboros_packed_size.argtypes = [integer] * 4
     found.ouroboros_packed_size.restype = ctypes.c_int64
     found.ouroboros_pack.argtypes = [integer, pointer, integer, integer, integer, pointer, pointer]

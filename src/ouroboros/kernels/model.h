@@ -1,4 +1,4 @@
-// What Python hands over: plain structs and pointers, mirrored in decoder.py.
+// What Python hands over: plain structs and pointers, mirrored in models/kernels.py.
 #pragma once
 #include <cstdint>
 
