@@ -25,7 +25,8 @@ from benchmarks.real_figures import decoding
 from benchmarks.real_prompts import ChatPrompt, digest, load_prompts
 from benchmarks.real_results import PLAIN, SUBJECT, Case, Raw, Run, read_raw, write_raw
 from ouroboros.bench.records import environment
-from ouroboros.control.cost import describe, machine
+from ouroboros.control.machine import machine
+from ouroboros.control.profile import describe
 from ouroboros.errors import InputError
 from ouroboros.prompts import Prompt
 
