@@ -52,10 +52,18 @@ SAMPLED: dict[str, Any] = {
 }
 
 
+# Trees of one size, whatever forwards cost: a defect must show in them.
+SIZES: dict[str, dict[str, Any]] = {
+    "ouroboros": {"control": False},
+    "lookahead": {"window": 10, "ngram": 5, "branches": 8},
+    "token_recycling": {"tree_tokens": 80},
+}
+
+
 def loader(target: CausalModel, draft: CausalModel, tokenizer: Any = None) -> Load:
     def load(method: str) -> Decoder:
         own = draft if method in NEEDS_DRAFT else None
-        return Decoder(target, own, tokenizer, method, options_for(method), Memory())
+        return Decoder(target, own, tokenizer, method, options_for(method, SIZES.get(method)), Memory())
 
     return load
 

@@ -31,7 +31,9 @@ READ_THE_PATH_ALONE = ("autoregressive", "speculative", "prompt_lookup", "suffix
 def run(model: CausalModel, pair: Pair, method: str, settings: dict[str, Any], **options: Any) -> list[Any]:
     """Outputs and counts of a few prompts through one memory, so that later ones depend on all rows of earlier ones."""
     draft = pair.drafts["similar"] if method in NEEDS_DRAFT else None
-    decoder = Decoder(model, draft, None, method, options_for(method, options or None), Memory())
+    if method == "ouroboros":
+        options = {"control": False, **options}  # what it drafts must not hang on times
+    decoder = Decoder(model, draft, None, method, options_for(method, options), Memory())
     params = SamplingParams(max_new_tokens=24, **settings)
     results = [decoder.generate(prompt, params) for prompt in PROMPTS]
     return [(one.token_ids, [getattr(one.stats, name) for name in COUNTS]) for one in results]
