@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError
+from ouroboros.files import write_whole
 
 __all__ = ["cache_directory", "write_json"]
 
@@ -31,8 +31,6 @@ def write_json(values: dict[str, Any], path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-        Path(file.name).replace(path)
+        write_whole(path, json.dumps(values, indent=1).encode())
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None

@@ -19,6 +19,7 @@ from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
 from ouroboros.models.translated import TranslatedModel
+from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import load_pool
@@ -60,7 +61,8 @@ def load(
             in float32 on a CPU for models of under 64 million parameters and for float16 files.
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.
         pool: None: phrases are kept as long as the decoder; False: an empty pool for every call; a path: read if it
-            exists and saved on ``close`` (not with ``pool_read_only``, which needs the file); or a PhrasePool.
+            exists and saved on ``close`` (not with ``pool_read_only``, which needs the file), until when no other
+            decoder can save to it; or a PhrasePool.
         options: the method's dataclass of config.py, or a dict of its fields. What is not said has its default.
             None takes what ``ouroboros tune`` found for this pair on this machine, if it was run.
         revision, token: of the hub.
@@ -77,7 +79,7 @@ def load(
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
             for a method that uses none.
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
-        PoolFileError: the pool's file is no pool, or of another vocabulary.
+        PoolFileError: the pool's file is no pool, damaged, of another vocabulary, or in use by another decoder.
     """
     chosen = options_for(method, options)  # to be refused before anything is read
     needs_draft = method in NEEDS_DRAFT
@@ -103,9 +105,11 @@ def load(
     if device_map is not None and not isinstance(target, str | os.PathLike):
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {_name(target)}")
     place = pick_device(device)
-    target_model, words = _load_model(target, dtype, device, place, revision, token, backend, engine, device_map)
-    if tokenizer is not None:
-        words = Tokenizer.wrap(tokenizer)
+    words = None if tokenizer is None else Tokenizer.wrap(tokenizer)
+    target_model, own = _load_model(
+        target, dtype, device, place, revision, token, backend, engine, device_map, words is None
+    )
+    words = words or own
     draft_model = None
     if draft is not None:
         place_of_draft = device, place, None, token, backend, engine
@@ -116,11 +120,21 @@ def load(
         chosen = tuned.chosen() if tuned else chosen
     bound = fingerprint(words, target_model)
     kept = Path(pool) if isinstance(pool, str | os.PathLike) and not pool_read_only else None
-    memory = _memory(pool, bound, pool_read_only)
-    return Decoder(target_model, draft_model, words, method, chosen, memory, memory_file=kept)
+    lock = PoolLock(kept) if kept and kept.parent.is_dir() else None  # before it is read: what is saved goes on from this
+    try:
+        memory = _memory(pool, bound, target_model.info.vocab_size, pool_read_only)
+        return Decoder(
+            target_model, draft_model, words, method, chosen, memory, memory_file=kept, memory_lock=lock
+        )
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
 
 
-def _memory(pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str, read_only: bool) -> Memory | None:
+def _memory(
+    pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str, vocab_size: int, read_only: bool
+) -> Memory | None:
     if pool is False:
         return None
     if isinstance(pool, PhrasePool):
@@ -129,7 +143,7 @@ def _memory(pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str,
         return Memory()
     path = Path(pool)
     if path.exists() or read_only:
-        return load_pool(path, bound)
+        return load_pool(path, bound, vocab_size)
     if not path.parent.is_dir():
         raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
     return Memory()
@@ -149,10 +163,12 @@ def _load_model(
     backend: str,
     engine: str,
     device_map: Any = None,
+    with_tokenizer: bool = True,
 ) -> tuple[CausalModel, Tokenizer | None]:
     if isinstance(source, str | os.PathLike):
         path = resolve(os.fspath(source), revision, token)
-        return _from_directory(path, dtype, place, backend, engine, device_map), Tokenizer.from_directory(path)
+        model = _from_directory(path, dtype, place, backend, engine, device_map)
+        return model, Tokenizer.from_directory(path) if with_tokenizer else None
     if isinstance(source, torch.nn.Module):
         return _from_module(source, dtype, device, backend, engine), None
     if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):

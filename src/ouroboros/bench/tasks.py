@@ -18,7 +18,7 @@ from typing import Any
 
 from ouroboros.bench.sources import Row, read_rows
 from ouroboros.errors import InputError
-from ouroboros.prompts import Message, Prompt, prompt_rows
+from ouroboros.prompts import Chat, Message, Prompt, prompt_rows
 
 __all__ = ["Item", "load_task", "task_names"]
 
@@ -52,7 +52,7 @@ class Item:
             answers: the model's answers to the turns before, at most ``len(self.turns)``.
         """
         assert len(answers) <= len(self.turns), "no turn is left"
-        if isinstance(self.prompt, str) or not isinstance(self.prompt[0], Mapping):
+        if isinstance(self.prompt, str | Chat) or not isinstance(self.prompt[0], Mapping):
             assert not answers, "only conversations have turns"
             return self.prompt
         messages: list[Message] = [message for message in self.prompt if isinstance(message, Mapping)]

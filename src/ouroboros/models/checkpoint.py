@@ -5,7 +5,6 @@ Everything that cannot be read exactly is refused here, with one line that names
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ouroboros.errors import LoadError
+from ouroboros.files import check_directory, read_json, regular
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.families import parse_config
 from ouroboros.models.weights import WeightSource
 
-__all__ = ["DTYPES", "GROWN", "Checkpoint", "Tensors", "module_checkpoint", "read_directory", "resolve", "stored_dtype"]
+__all__ = [
+    "DTYPES",
+    "GROWN",
+    "Checkpoint",
+    "Tensors",
+    "check_code",
+    "module_checkpoint",
+    "read_directory",
+    "resolve",
+    "stored_dtype",
+]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 GROWN = "ouroboros_grown"  # the field of config.json by which a grown checkpoint says so
@@ -99,11 +109,13 @@ def read_directory(path: Path) -> Checkpoint:
         UnsupportedArchitecture: the native decoder does not compute this model. LoadError: missing or damaged files.
     """
     try:
-        raw = _read_json(path / "config.json")
+        check_directory(path)
+        raw = read_json(path / "config.json")
         if raw is None:
             raise LoadError("it holds no config.json")
         config = parse_config(raw)  # before the weights, which another architecture may keep in other files
-        eos = _end_tokens(raw, _read_json(path / "generation_config.json") or {})
+        check_code(raw)
+        eos = _end_tokens(raw, read_json(path / "generation_config.json") or {})
         return Checkpoint(raw, config, eos, _Files(path), _grown(raw))
     except LoadError as error:
         raise type(error)(f"cannot load {str(path)!r}: {error}") from error
@@ -129,16 +141,24 @@ def _grown(raw: Mapping[str, object]) -> str | None:
     return None if grown is None else str(grown)
 
 
-def _read_json(path: Path) -> dict[str, object] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path.name} is not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{path.name} must hold a JSON object")
-    return value
+def check_code(raw: Mapping[str, object], known: str | None = None) -> None:
+    """Refuses a model that is computed by Python code which lies beside it: that is never run.
+
+    Many a checkpoint brings the code of a class that transformers has had since; the class's name is the same then.
+
+    Args:
+        raw: config.json. known: the class that computes this model type, where it does not follow from the type.
+
+    Raises:
+        LoadError: see above.
+    """
+    names = raw.get("auto_map")
+    code = names.get("AutoModelForCausalLM") if isinstance(names, Mapping) else None
+    own = {str(raw.get("model_type")).replace("_", "") + "forcausallm", (known or "").lower()}
+    if code is not None and str(code).rsplit(".", 1)[-1].lower() not in own:
+        raise LoadError(
+            f"config.json asks for Python code of the checkpoint's own (auto_map: {code!r:.80}), which is never run"
+        )
 
 
 def _end_tokens(*files: Mapping[str, object]) -> frozenset[int]:
@@ -150,7 +170,7 @@ def _end_tokens(*files: Mapping[str, object]) -> frozenset[int]:
 
 def _shards(path: Path) -> list[Path]:
     """The files that the index names; none without an index."""
-    index = _read_json(path / "model.safetensors.index.json")
+    index = read_json(path / "model.safetensors.index.json")
     if index is None:
         return []
     shards = index.get("weight_map")
@@ -164,7 +184,7 @@ class _Files:
 
     def __init__(self, path: Path) -> None:
         files = [path / "model.safetensors"]  # goes before an index, as in transformers
-        if not files[0].is_file():
+        if not regular(files[0]):
             files = _shards(path) or sorted(path.glob("*.safetensors"))
         if not files:
             raise LoadError("it holds no *.safetensors file")
@@ -172,6 +192,7 @@ class _Files:
         self._files: dict[str, Path] = {}
         for file in files:
             try:
+                regular(file)
                 with safe_open(file, framework="pt") as reader:
                     for name in reader.keys():  # noqa: SIM118 - it is no mapping
                         self._shapes[name], self._files[name] = tuple(reader.get_slice(name).get_shape()), file

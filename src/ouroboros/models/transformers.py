@@ -16,9 +16,11 @@ import transformers
 from transformers.utils import logging as hf_logging
 
 from ouroboros.errors import InputError, LoadError
+from ouroboros.files import check_directory
+from ouroboros.models.checkpoint import check_code
 from ouroboros.models.loading import pick_dtype, stored_dtype
 from ouroboros.models.memory import available_memory, check_memory
-from ouroboros.models.transformers_config import check_config, check_kind
+from ouroboros.models.transformers_config import check_config, check_kind, class_name
 from ouroboros.models.transformers_model import TransformersModel
 from ouroboros.models.transformers_probe import adapt
 
@@ -42,8 +44,10 @@ def load_pretrained(
     if dtype != "auto":
         dtype = pick_dtype(dtype, torch.float32, 0, device)
     try:
+        check_directory(path)
         raw, _ = _call(transformers.PretrainedConfig.get_config_dict, path)
         check_kind(raw.get("model_type"), bool(raw.get("is_encoder_decoder")), "auto_map" in raw)
+        check_code(raw, class_name(raw.get("model_type")))
         config = _call(transformers.AutoConfig.from_pretrained, path, trust_remote_code=False)
         check_config(config)
         if device_map is None and getattr(config, "quantization_config", None) is None:
