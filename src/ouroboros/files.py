@@ -33,7 +33,8 @@ def regular(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise LoadError(f"{path.name!r:.80} cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise LoadError(f"{path.name!r:.80} cannot be read ({reason})") from error
     if not stat.S_ISREG(mode):
         raise LoadError(f"{path.name!r:.80} is no regular file")
     return True

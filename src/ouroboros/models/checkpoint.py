@@ -5,8 +5,8 @@ Everything that cannot be read exactly is refused here, with one line that names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ouroboros.errors import LoadError
+from ouroboros.errors import LoadError, UnsupportedArchitecture
 from ouroboros.files import check_directory, read_json, regular
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.families import parse_config
-from ouroboros.models.weights import WeightSource
+from ouroboros.models.weights import WeightSource, unknown_tensor
 
 __all__ = [
     "DTYPES",
@@ -116,7 +116,14 @@ def read_directory(path: Path) -> Checkpoint:
         config = parse_config(raw)  # before the weights, which another architecture may keep in other files
         check_code(raw)
         eos = _end_tokens(raw, read_json(path / "generation_config.json") or {})
-        return Checkpoint(raw, config, eos, _Files(path), _grown(raw))
+        if regular(path / "adapter_config.json"):
+            raise LoadError("it holds an adapter (adapter_config.json), which is not applied: merge it first")
+        weights = _Files(path)
+        unknown = unknown_tensor(config, weights.names())
+        if unknown is not None:
+            kind = raw["model_type"]
+            raise LoadError(f"tensor {unknown!r} is none that the architecture {kind!r} with this config.json has")
+        return Checkpoint(raw, _tied(config, weights), eos, weights, _grown(raw))
     except LoadError as error:
         raise type(error)(f"cannot load {str(path)!r}: {error}") from error
 
@@ -133,7 +140,22 @@ def module_checkpoint(module: torch.nn.Module) -> Checkpoint:
     raw = theirs.to_dict()
     generation = getattr(module, "generation_config", None)
     eos = _end_tokens(raw, generation.to_dict() if generation is not None else {})
-    return Checkpoint(raw, parse_config(raw), eos, _State(module.state_dict()), _grown(raw))
+    config, weights = parse_config(raw), _State(module.state_dict())
+    unknown = unknown_tensor(config, weights.names())
+    if unknown is not None:
+        raise UnsupportedArchitecture(f"tensor {unknown!r} is none of the architecture's own")
+    return Checkpoint(raw, _tied(config, weights), eos, weights, _grown(raw))
+
+
+def _tied(config: DecoderConfig, weights: Tensors) -> DecoderConfig:
+    """As transformers does: an output matrix that is there and another than the embeddings is used, whatever the config
+    says."""
+    head, embeddings = "lm_head.weight", "model.embed_tokens.weight"
+    if not config.tie_word_embeddings or None in (weights.shape(head), weights.shape(embeddings)):
+        return config
+    both = weights.get(head), weights.get(embeddings)
+    same = both[0].data_ptr() == both[1].data_ptr() or torch.equal(*both)
+    return config if same else replace(config, tie_word_embeddings=False)
 
 
 def _grown(raw: Mapping[str, object]) -> str | None:
@@ -176,7 +198,11 @@ def _shards(path: Path) -> list[Path]:
     shards = index.get("weight_map")
     if not isinstance(shards, dict):
         raise LoadError("model.safetensors.index.json has no weight_map")
-    return [path / name for name in sorted({str(name) for name in shards.values()})]
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise LoadError(f"model.safetensors.index.json names the file {name!r:.80}; files lie beside it")
+    return [path / name for name in names]
 
 
 class _Files:
@@ -205,6 +231,9 @@ class _Files:
         name = name if name in self._files else next(iter(self._files), "")
         return self.get(name).dtype if name else torch.float32
 
+    def names(self) -> Collection[str]:
+        return self._shapes.keys()
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self._shapes.get(name)
 
@@ -226,6 +255,9 @@ class _State:
     @property
     def dtype(self) -> torch.dtype:
         return next(iter(self._tensors.values())).dtype
+
+    def names(self) -> Collection[str]:
+        return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return tuple(self._tensors[name].shape) if name in self._tensors else None

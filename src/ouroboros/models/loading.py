@@ -26,6 +26,7 @@ from ouroboros.models.linear import packs
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.models.quantised import QUANTISED, weight_bytes
+from ouroboros.models.sound import EMBEDDING, check_model
 
 __all__ = [
     "build",
@@ -119,7 +120,8 @@ def build(
     With the kernels if they can be had; a loaded module's weights are copied for them only where there is room.
 
     Raises:
-        LoadError: a tensor is missing or has the wrong shape, or they do not fit. InputError: unknown dtype.
+        LoadError: a tensor is missing, has the wrong shape or holds what is no number, or they do not fit.
+        InputError: unknown dtype.
     """
     config = checkpoint.config
     shapes = {name: shape for name, shape in config.shapes().items() if weights.shape(name) == shape}
@@ -138,4 +140,7 @@ def build(
         needed -= 0 if copies else shared
     check_memory(needed, available, device, name_of)
     eos = checkpoint.eos_token_ids
-    return LlamaModel(config, weights, eos, kind, device, engine, quantised, checkpoint.grown)
+    model = LlamaModel(config, weights, eos, kind, device, engine, quantised, checkpoint.grown)
+    embedding = None if config.tie_word_embeddings else EMBEDDING
+    check_model(model, shapes, weights.get, checkpoint.grown is not None, quantised is not None, embedding)
+    return model
