@@ -206,8 +206,12 @@ class Session:
         if params.stop and decoder.tokenizer is None:
             raise InputError(f"stop needs a tokenizer, and this model has none: {params.stop!r}")
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        stop_ids = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
-        grammar = _grammar(decoder, params, stop_ids, len(ids))
+        check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
+        eos = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
+        grammar = _grammar(decoder, params, eos, len(ids))
+        stop_ids = eos.union(params.stop_token_ids)
+        if decoder.tokenizer is not None:
+            stop_ids |= decoder.tokenizer.stop_ids(params.stop)
         processors = [grammar] if grammar else []
         request = Request(
             prompt=ids,

@@ -65,7 +65,7 @@ def load(
             decoder can save to it; or a PhrasePool.
         options: the method's dataclass of config.py, or a dict of its fields. What is not said has its default.
             None takes what ``ouroboros tune`` found for this pair on this machine, if it was run.
-        revision, token: of the hub.
+        revision, token: of the hub; without meaning for a directory or a loaded model.
         backend: ``native`` (the library's own decoder), ``transformers`` (any causal language model that it has, run
             by its own code), or ``auto``: native where it can be, else transformers.
         device_map: how transformers spreads the target over devices, as it takes it; the native decoder knows none.
@@ -100,6 +100,10 @@ def load(
     check_engine(engine)
     if engine != "auto" and (backend == "transformers" or device_map is not None):
         raise InputError(f"engine {engine!r} is the native decoder's; with transformers it must be auto")
+    if pool_read_only and not isinstance(pool, str | os.PathLike):
+        raise InputError(f"pool_read_only needs a pool's path, not {pool!r:.60}")
+    if draft_dtype != "auto" and not needs_draft:
+        raise InputError(f"method {method!r} uses no draft model; draft_dtype must be auto, not {draft_dtype!r}")
     if device_map is not None and (backend == "native" or device != "auto"):
         raise InputError("device_map needs the backend auto or transformers, and device must be auto with it")
     if device_map is not None and not isinstance(target, str | os.PathLike):
@@ -172,6 +176,14 @@ def _load_model(
     if isinstance(source, torch.nn.Module):
         return _from_module(source, dtype, device, backend, engine), None
     if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):
+        info: ModelInfo = source.info
+        given = {"dtype": dtype, "device": device, "backend": backend}
+        for name, value in given.items():  # it is as it is
+            has = getattr(info, name)
+            if str(value).removeprefix("torch.") not in ("auto", has):
+                raise InputError(
+                    f"{name} of the loaded {_name(source)} is {has}; it must be auto or that, not {value!r}"
+                )
         return source, None
     raise InputError(f"a model must be a directory, a hub id or a loaded model, not {_name(source)}")
 

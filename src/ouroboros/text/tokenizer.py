@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class Tokenizer:
         if not self.has_chat_template:
             raise InputError("messages need a tokenizer with a chat template, and this one has none")
         settings: dict[str, Any] = dict(arguments or {})
-        self._check_arguments(settings, tools)
+        self.check_arguments([*settings, *(["tools"] if tools else [])])
         if tools:
             settings["tools"] = list(tools)
         settings["add_generation_prompt"] = add_generation_prompt and not continue_final_message
@@ -130,11 +130,14 @@ class Tokenizer:
     def _render(self, messages: Sequence[Any], tokenize: bool = True, **settings: Any) -> Any:
         return self.hf.apply_chat_template(messages, tokenize=tokenize, return_dict=False, **settings)
 
-    def _check_arguments(self, arguments: Mapping[str, Any], tools: Sequence[Any] | None) -> None:
-        """Refuses what the template would not look at, by its name."""
+    def check_arguments(self, names: Iterable[str]) -> None:
+        """
+        Raises:
+            InputError: an argument that the template would not look at.
+        """
         template = self.hf.chat_template
         text = template if isinstance(template, str) else "\n".join(map(str, dict(template).values()))
-        for name in [*arguments, *(["tools"] if tools else [])]:
+        for name in names:
             if not re.search(rf"\b{re.escape(name)}\b", text):
                 raise InputError(f"the chat template takes no {name!r}: it would have no effect")
 
@@ -152,6 +155,21 @@ class Tokenizer:
     def is_silent(self, token_id: int) -> bool:
         """Whether the token never shows in a text: it is special, or unknown to the vocabulary."""
         return token_id in self._special_ids or token_id not in self._known_ids
+
+    def stop_ids(self, stops: Sequence[str]) -> frozenset[int]:
+        """The special tokens among stop strings: they leave no trace in a text, and so are never found there.
+
+        Raises:
+            InputError: a stop string has a special token in it, and other text, which is never found either.
+        """
+        special = self._special_names
+        for stop in stops:
+            inside = next((name for name in special if name in stop), None) if stop not in special else None
+            if inside is not None:
+                raise InputError(
+                    f"stop must hold the special token {inside!r} alone, not {stop!r}: the text shows nothing of it"
+                )
+        return frozenset(special[stop] for stop in stops if stop in special)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -186,3 +204,7 @@ class Tokenizer:
         added = getattr(self.hf, "added_tokens_decoder", {})
         flagged = {int(index) for index, token in added.items() if getattr(token, "special", False)}
         return frozenset(flagged.union(int(index) for index in getattr(self.hf, "all_special_ids", ())))
+
+    @functools.cached_property
+    def _special_names(self) -> dict[str, int]:
+        return {name: token for name, token in self._vocab.items() if token in self._special_ids and name.strip()}
