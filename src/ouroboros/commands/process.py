@@ -30,7 +30,7 @@ class Interrupts:
     """A signal to end raises KeyboardInterrupt and is remembered: libraries make errors of their own of it, or swallow
     it.
 
-    Where the process is this command line's own, a signal may also end it on the spot (``at_once``, and behind the
+    Where the process is this command line's own, a signal may also end it on the spot (``at_once``, and after the
     command's own end).
 
     Attributes:

@@ -11,15 +11,7 @@ from pathlib import Path
 import torch
 
 from ouroboros.errors import InputError, LoadError
-from ouroboros.models.checkpoint import (
-    DTYPES,
-    Checkpoint,
-    Tensors,
-    module_checkpoint,
-    read_directory,
-    resolve,
-    stored_dtype,
-)
+from ouroboros.models.checkpoint import Checkpoint, module_checkpoint, read_directory, resolve
 from ouroboros.models.families import parse_config
 from ouroboros.models.kernels import unsupported
 from ouroboros.models.linear import packs
@@ -27,6 +19,7 @@ from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.models.quantised import QUANTISED, weight_bytes
 from ouroboros.models.sound import EMBEDDING, check_model
+from ouroboros.models.tensors import DTYPES, Tensors, stored_dtype
 
 __all__ = [
     "build",

@@ -1,7 +1,7 @@
 """What people say in a chat stays text: control tokens in it are spelt out, the template's own stay control tokens.
 
 Whoever can write ``<|im_end|>`` so that it becomes the token can end their message and begin another in any role. So a
-mark is put inside each such name, behind its first character, before the template is rendered. A marked name is no
+mark is put inside each such name, after its first character, before the template is rendered. A marked name is no
 token for the tokenizer, and a copy of it takes the marks away before it splits text into tokens: what is left is split
 exactly as if the names meant nothing. The mark is a character that no text has (Unicode's noncharacters).
 """
