@@ -2,8 +2,9 @@
 
 NaN in a matrix makes its product NaN whatever it is multiplied with, and all that follows; so the logits after two
 tokens (a softmax over one key is 1 whatever the key is) tell of every matrix but the embedding, of which two rows were
-read. Infinity becomes NaN in the next norm. A look at every weight would cost a quarter of what loading does, a forward
-costs a hundredth; rounded weights take long to make, and may hide what they were: they are looked at in any case.
+read. Infinity becomes NaN in the next norm. A look at every weight would cost a quarter of what loading does; this
+costs a forward, which reads the weights from the disk as the first request would have to. Rounded weights take long to
+make, and may hide what they were: they are looked at in any case.
 """
 
 from __future__ import annotations
