@@ -391,8 +391,6 @@ def test_end_of_sequence_ids(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").unlink()
     edit(checkpoint, {"eos_token_id": 9})
     assert load(checkpoint).info.eos_token_ids == {9}
-    edit(checkpoint, {"eos_token_id": [-1, 9, 61, 10**30]})  # what never comes ends nothing
-    assert load(checkpoint).info.eos_token_ids == {9}
     for wrong in (2.5, True, "x", [[1]], {"a": 1}):
         edit(checkpoint, {"eos_token_id": wrong})
         with refused("eos_token_id", "a token id"):

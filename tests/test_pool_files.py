@@ -300,6 +300,11 @@ def test_a_lost_decoder_gives_its_pool_back(tmp_path: Path) -> None:
     ouroboros.load(method="lookahead", pool=path)
     with ouroboros.load(method="lookahead", pool=path):
         pass
+    path.write_bytes(b"damaged")
+    with pytest.raises(PoolFileError, match="damaged") as caught:
+        ouroboros.load(method="lookahead", pool=path)
+    PoolLock(path).release()
+    assert caught.tb is not None  # the failed call is still held
     with pytest.raises(PoolFileError, match=r"Not a directory|No such file"):
         PoolLock(path / "x" / "pool")
 

@@ -328,3 +328,11 @@ def test_is_finite_is_torchs(kind: torch.dtype) -> None:
         assert is_finite(tensor) is bool(torch.isfinite(tensor).all()), value
         assert is_finite(tensor.T) is is_finite(tensor)
     assert is_finite(torch.zeros(0, dtype=kind))
+
+
+@pytest.mark.parametrize("ends", [10**9, -1, [0, 10**30]])
+def test_a_grammar_beside_end_tokens_that_never_come(checkpoint: Path, ends: object) -> None:
+    pytest.importorskip("llguidance")
+    edit(checkpoint, "config.json", eos_token_id=ends)
+    (checkpoint / "generation_config.json").unlink()
+    assert load(checkpoint).generate("def f", max_new_tokens=4, grammar={"regex": "[0-9]{2}"}).text.isdigit()

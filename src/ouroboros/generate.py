@@ -268,7 +268,8 @@ def _grammar(decoder: Decoder, params: SamplingParams, stop_ids: frozenset[int],
 
 
 def _eos_token_ids(decoder: Decoder) -> frozenset[int]:
-    ids = decoder.target.info.eos_token_ids
+    info = decoder.target.info
+    ids = frozenset(token for token in info.eos_token_ids if 0 <= token < info.vocab_size)  # configs may name others
     if not ids and decoder.tokenizer is not None and decoder.tokenizer.eos_token_id is not None:
         return frozenset({decoder.tokenizer.eos_token_id})
     return ids

@@ -54,6 +54,12 @@ def _negative_prompt(prompt: object) -> str | tuple[int, ...]:
     raise InputError(f"negative_prompt must be a text or token ids, not empty, not {prompt!r}")
 
 
+def _check_range(name: str, value: float, neutral: bool, allowed: tuple[float, float]) -> None:
+    low, high = allowed
+    if not (neutral or low <= value <= high):
+        raise InputError(f"{name} must be within what 32-bit floats compute with, {low:g} to {high:g}, not {value!r}")
+
+
 def _ids(values: object) -> tuple[int, ...] | None:
     """Token ids out of a sequence, array or tensor of them; None where it is something else."""
     values = values.tolist() if hasattr(values, "tolist") else values
@@ -120,21 +126,19 @@ class SamplingParams:
         check_int("max_new_tokens", self.max_new_tokens, 1)
         check_int("top_k", self.top_k, 0)
         value: float = self.temperature
-        low, high = TEMPERATURES
-        fits = is_number(value) and (value == 0 or low <= value <= high)
-        check_number("temperature", value, fits, f"0 (greedy) or a number from {low:g} to {high:g}")
+        check_number("temperature", value, is_number(value) and value >= 0, "a number of at least 0")
+        _check_range("temperature", value, value == 0, TEMPERATURES)
         value = self.top_p
         check_number("top_p", value, is_number(value) and 0 < value <= 1, "a number above 0 and at most 1")
         value = self.min_p
         check_number("min_p", value, is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
         value = self.repetition_penalty
-        low, high = REPETITIONS
-        fits = is_number(value) and low <= value <= high
-        check_number("repetition_penalty", value, fits, f"a number from {low:g} to {high:g}")
+        check_number("repetition_penalty", value, is_number(value) and value > 0, "a number above 0")
+        _check_range("repetition_penalty", value, False, REPETITIONS)
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            fits = is_number(value) and abs(value) <= MOST
-            check_number(name, value, fits, f"a number from {-MOST:g} to {MOST:g}")
+            check_number(name, value, is_number(value), "a number")
+            _check_range(name, value, False, (-MOST, MOST))
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
         object.__setattr__(self, "processors", _processors(self.processors))
         if self.grammar is not None:
@@ -144,12 +148,15 @@ class SamplingParams:
             if self.ignore_eos:
                 raise InputError("ignore_eos must be False with a grammar, which says itself where the output ends")
         value = self.guidance_scale
-        check_number("guidance_scale", value, is_number(value) and 0 <= value <= MOST, f"a number from 0 to {MOST:g}")
+        check_number("guidance_scale", value, is_number(value) and value >= 0, "a number of at least 0")
+        _check_range("guidance_scale", value, False, (0, MOST))
         if self.negative_prompt is not None:
             object.__setattr__(self, "negative_prompt", _negative_prompt(self.negative_prompt))
             if value == 1:
                 raise InputError("negative_prompt needs a guidance_scale other than 1, which is off")
-        check_int("n", self.n, 1, MAX_SAMPLES)
+        check_int("n", self.n, 1)
+        if self.n > MAX_SAMPLES:
+            raise InputError(f"n must be at most {MAX_SAMPLES}, not {self.n}")
         if self.logprobs is not None:
             check_int("logprobs", self.logprobs, 0, 1000)
         if self.seed is not None:

@@ -82,7 +82,7 @@ def read_directory(path: Path) -> Checkpoint:
             raise LoadError("it holds no config.json")
         config = parse_config(raw)  # before the weights, which another architecture may keep in other files
         check_code(raw)
-        eos = _end_tokens(config.vocab_size, raw, read_json(path / "generation_config.json") or {})
+        eos = _end_tokens(raw, read_json(path / "generation_config.json") or {})
         if regular(path / "adapter_config.json"):
             raise LoadError("it holds an adapter (adapter_config.json), which is not applied: merge it first")
         weights = FileTensors(path)
@@ -107,7 +107,7 @@ def module_checkpoint(module: torch.nn.Module) -> Checkpoint:
     raw = theirs.to_dict()
     generation = getattr(module, "generation_config", None)
     config, weights = parse_config(raw), ModuleTensors(module.state_dict())
-    eos = _end_tokens(config.vocab_size, raw, generation.to_dict() if generation is not None else {})
+    eos = _end_tokens(raw, generation.to_dict() if generation is not None else {})
     unknown = unknown_tensor(config, weights.names())
     if unknown is not None:
         raise UnsupportedArchitecture(f"tensor {unknown!r} is none of the architecture's own")
@@ -150,8 +150,8 @@ def check_code(raw: Mapping[str, object], known: str | None = None) -> None:
         )
 
 
-def _end_tokens(vocab_size: int, *files: Mapping[str, object]) -> frozenset[int]:
-    """All ids that config.json and generation_config.json call the end of a text, but those that never come.
+def _end_tokens(*files: Mapping[str, object]) -> frozenset[int]:
+    """All ids that config.json and generation_config.json call the end of a text.
 
     Raises:
         LoadError: something else than token ids.
@@ -161,4 +161,4 @@ def _end_tokens(vocab_size: int, *files: Mapping[str, object]) -> frozenset[int]
     wrong = next((v for v in values if isinstance(v, bool) or not isinstance(v, int)), None)
     if wrong is not None:
         raise LoadError(f"eos_token_id must be a token id or a list of them, not {wrong!r:.40}")
-    return frozenset(v for v in values if isinstance(v, int) and 0 <= v < vocab_size)
+    return frozenset(v for v in values if isinstance(v, int))

@@ -55,7 +55,7 @@ class TransformersModel:
             backend="transformers",
             vocab_size=vocab_size,
             max_positions=max_positions(self._config),
-            eos_token_ids=frozenset(token for token in end_tokens(module) if 0 <= token < vocab_size),
+            eos_token_ids=end_tokens(module),
             parameters=sum(p.numel() for p in module.parameters()),
             dtype=str(module.dtype).removeprefix("torch."),
             device=str(self._device),
