@@ -124,12 +124,11 @@ def load(
         chosen = tuned.chosen() if tuned else chosen
     bound = fingerprint(words, target_model)
     kept = Path(pool) if isinstance(pool, str | os.PathLike) and not pool_read_only else None
-    lock = PoolLock(kept) if kept and kept.parent.is_dir() else None  # before it is read: what is saved goes on from this
+    # Before it is read, since what is saved later goes on from this.
+    lock = PoolLock(kept) if kept and kept.parent.is_dir() else None
     try:
         memory = _memory(pool, bound, target_model.info.vocab_size, pool_read_only)
-        return Decoder(
-            target_model, draft_model, words, method, chosen, memory, memory_file=kept, memory_lock=lock
-        )
+        return Decoder(target_model, draft_model, words, method, chosen, memory, memory_file=kept, memory_lock=lock)
     except BaseException:
         if lock is not None:
             lock.release()

@@ -82,7 +82,8 @@ class Chat:
             raise InputError(f"continue_final_message needs a last message of the assistant's, not of {role!r:.40}")
 
 
-Prompt = str | Sequence[int] | Sequence[Message] | Chat
+Plain = str | Sequence[int] | Sequence[Message]  # what a file can hold
+Prompt = Plain | Chat
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, limit: int, name: str = "prompt") -> list[int]:
@@ -182,7 +183,7 @@ def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
         raise InputError(f"{name} holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
 
 
-def read_prompts(name: str) -> list[Prompt]:
+def read_prompts(name: str) -> list[Plain]:
     """The prompts of a file (see the header).
 
     Raises:
@@ -191,7 +192,7 @@ def read_prompts(name: str) -> list[Prompt]:
     return [prompt for prompt, _ in prompt_rows(name)]
 
 
-def prompt_rows(name: str) -> list[tuple[Prompt, Mapping[str, Any]]]:
+def prompt_rows(name: str) -> list[tuple[Plain, Mapping[str, Any]]]:
     """The prompts of a file, each with all of its line: an empty object where the whole file is one prompt.
 
     Raises:
@@ -203,7 +204,7 @@ def prompt_rows(name: str) -> list[tuple[Prompt, Mapping[str, Any]]]:
         raise InputError(f"prompt file {name!r} is empty; it must hold at least one prompt")
     if _object(lines[0][1]) is None:
         return [(text, {})]
-    found: list[tuple[Prompt, Mapping[str, Any]]] = []
+    found: list[tuple[Plain, Mapping[str, Any]]] = []
     for number, line in lines:
         row = _object(line)
         prompt = None if row is None else _prompt_of(row)
@@ -222,7 +223,7 @@ def _object(line: str) -> Mapping[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _prompt_of(row: Mapping[str, Any]) -> Prompt | None:
+def _prompt_of(row: Mapping[str, Any]) -> Plain | None:
     name = next((name for name in FIELDS if name in row), None)
     value = row[name] if name else None
     if name == "turns" and isinstance(value, list) and value:
