@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.bench.tasks import load_task
-from ouroboros.prompts import Prompt, prompt_rows
+from ouroboros.prompts import Plain, prompt_rows
 
 __all__ = ["SETS", "ChatPrompt", "digest", "load_prompts"]
 
@@ -53,9 +53,9 @@ class ChatPrompt:
     """A named prompt: the user's words, or token ids or whole messages from a file of the user's own."""
 
     name: str
-    prompt: Prompt
+    prompt: Plain
 
-    def ask(self, chat: bool) -> Prompt:
+    def ask(self, chat: bool) -> Plain:
         """The prompt as a decoder takes it: words become a message for the chat template, if the model has one."""
         if chat and isinstance(self.prompt, str):
             return [{"role": "user", "content": self.prompt}]
@@ -77,7 +77,7 @@ def load_prompts(name: str, limit: int | None = None) -> list[ChatPrompt]:
     return [ChatPrompt(one, _words(task, tasks[task][item].prompt)) for one, (task, item) in chosen]
 
 
-def _words(task: str, prompt: Prompt) -> str:
+def _words(task: str, prompt: Plain) -> str:
     """What a user would write: HumanEval's heads of functions become a request, messages their first one's content."""
     if isinstance(prompt, str):
         assert task == "humaneval", "the other tasks are requests already"

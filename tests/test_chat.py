@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,51 @@ def test_ctrl_c_stops_an_answer_and_no_more(tmp_path: Path) -> None:
     assert out.endswith(b"\n")
     assert len(out) < 5000
     assert pool.exists()
+
+
+def test_arguments_of_the_template(
+    decoder: Decoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stats: list[Stats],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    template = tmp_path / "template"
+    template.write_text("{{ count + 1 }}{{ word }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    given = ["--template-arg", "count=41", "--template-arg", "word=a=b", "--chat-template", str(template)]
+    assert talk(monkeypatch, "hello<|endoftext|>\n", *given) == 0
+    assert decoder.tokenizer is not None
+    encode = decoder.tokenizer.encode
+    assert stats[0].prompt_tokens == len(encode("42a=bhello<")) + len(encode("|endoftext|>"))
+    assert talk(monkeypatch, "hello<|endoftext|>\n", *given, "--control-tokens") == 0
+    assert stats[1].prompt_tokens == len(encode("42a=bhello")) + 1
+    for wrong, words in [("more=1", "takes no 'more'"), ("more", "NAME=VALUE"), ("tokenize=1", "'tokenize'")]:
+        assert talk(monkeypatch, "hello\n", *given, "--template-arg", wrong) == 2 or "tokenize" in wrong
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["answering", "waiting"])
+def test_a_signal_to_end_saves_the_pool(tmp_path: Path, number: signal.Signals, when: str) -> None:
+    pool = tmp_path / "pool"
+    code = "import sys; from ouroboros.cli import main; sys.exit(main())"
+    args = ["chat", "--method", "lookahead", "--pool", str(pool), "--threads", "1", "--ignore-eos"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *args, "--max-new-tokens", "1500" if when == "answering" else "20"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"def add(a, b):\n")
+        process.stdin.flush()
+        assert process.stdout.read(20)
+        if when == "waiting":
+            time.sleep(3)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, b"")
+    assert len(out) < 5000
+    assert [file.name for file in tmp_path.iterdir()] == ["pool"]

@@ -48,6 +48,7 @@ GENERATE_OPTIONS = [
         "repetition-penalty",
         "seed",
         "stop",
+        "stop-token-id",
         "ignore-eos",
         "draft-tokens",
         "set",
@@ -204,7 +205,7 @@ def slow_load(*args: object) -> FakeDecoder:
     raise AssertionError
 
 
-def run_fake(pieces: str, args: Sequence[str]) -> int:
+def run_fake(pieces: str, args: Sequence[str] | None) -> int:
     """For subprocesses: the command line with a fake decoder, in a process of its own."""
     fake: Any = slow_load if pieces == "slow_load" else FakeLoad(FakeDecoder(globals()[pieces]))
     cli._load = fake
@@ -213,6 +214,12 @@ def run_fake(pieces: str, args: Sequence[str]) -> int:
 
 def normal() -> Iterator[tuple[str, str]]:
     yield from PIECES
+
+
+def owned_command(pieces: str, *args: str) -> list[str]:
+    """As from a shell: the process is the command line's own."""
+    code = "import sys, test_cli; pieces = sys.argv.pop(1); sys.exit(test_cli.run_fake(pieces, None))"
+    return [sys.executable, "-c", code, pieces, *args]
 
 
 def fake_command(pieces: str, *args: str) -> list[str]:
@@ -288,6 +295,7 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
     args = (
         "generate hello --target T --draft D --method prompt_lookup --max-new-tokens 5 --temperature 0.5 --top-k 3 "
         "--top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 11 --stop a --stop b --draft-tokens 4 "
+        "--stop-token-id 7 --stop-token-id 9 "
         "--set max_ngram=5 --set min_ngram=2 --dtype bfloat16 --device cpu --threads 2 "
         "--backend native --engine plain --revision v1 --draft-dtype int8 --pool P "
         "--pool-read-only --presence-penalty 0.1 --frequency-penalty -0.2 "
@@ -303,6 +311,7 @@ def test_every_option_arrives_converted(load: FakeLoad) -> None:
         repetition_penalty=1.2,
         seed=11,
         stop=("a", "b"),
+        stop_token_ids=(7, 9),
         presence_penalty=0.1,
         frequency_penalty=-0.2,
         logit_bias=((3, 100.0), (5, -1.5)),
@@ -698,6 +707,113 @@ def test_an_interrupt_that_a_library_swallows_still_ends_the_run(load: FakeLoad)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def slow_end() -> Iterator[tuple[str, str]]:
+    try:
+        yield from endless()
+    finally:
+        sys.stderr.write("ending\n")
+        sys.stderr.flush()
+        time.sleep(0.3)
+
+
+def signals(*numbers: int, pieces: str = "endless", pause: float = 0.0) -> tuple[int, str, str]:
+    """These once the first piece is there; status, standard output and error."""
+    with subprocess.Popen(
+        owned_command(pieces, "generate", "hello"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as child:
+        assert child.stdout is not None
+        first = child.stdout.read(1).decode()
+        for number in numbers:
+            child.send_signal(number)
+            time.sleep(pause)
+        out, err = (data.decode() for data in child.communicate(timeout=60))
+        return child.returncode, first + out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_keeps_what_was_written(number: signal.Signals) -> None:
+    status, out, err = signals(number)
+    assert (status, err) == (128 + number, "")
+    assert out == "word " * (len(out) // 5)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.05, 0.1, 0.2, 0.4])
+def test_more_interrupts_give_no_traceback(pause: float) -> None:
+    status, _, err = signals(*[signal.SIGINT] * 4, pieces="slow_end", pause=pause)
+    assert status == 130
+    assert set(err.splitlines()) <= {"ending"}
+
+
+def test_a_late_interrupt_gives_no_traceback() -> None:
+    """After everything is done, while the interpreter is taken down."""
+    code = (
+        "import atexit, os, signal, sys, test_cli\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), sum(range(10**6))))\n"
+        "sys.argv[1:] = ['generate', 'hello']\n"
+        "sys.exit(test_cli.run_fake('normal', None))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
+    assert done.stdout.decode().startswith("def f")
+
+
+def test_a_signal_while_loading_shows_the_cursor_again() -> None:
+    """In a terminal."""
+    main, child_end = pty.openpty()
+    with subprocess.Popen(
+        owned_command("slow_load", "generate", "hello"),
+        stdin=child_end,
+        stdout=child_end,
+        stderr=child_end,
+        env=environment(),
+        start_new_session=True,
+    ) as child:
+        os.close(child_end)
+        seen = b""
+        while b"loading" not in seen or b"\x1b[?25l" not in seen:
+            seen += os.read(main, 1000)
+        child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(OSError):
+            while data := os.read(main, 1000):
+                seen += data
+        assert child.wait(30) == 143
+    os.close(main)
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
+    assert b"Traceback" not in seen
+
+
+def test_an_ignored_signal_stays_ignored(load: FakeLoad) -> None:
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+
+        def pieces() -> Iterator[tuple[str, str]]:
+            signal.raise_signal(signal.SIGTERM)
+            yield from PIECES
+
+        load.decoder.pieces = pieces
+        assert cli.main(["generate", "hello"]) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 # ------------------------------------------------------------------------------------------------------------ demo

@@ -437,7 +437,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [(one["method"], one["temperature"]) for one in found["after"]] == [("speculative", 1.0), ("ouroboros", 1.0)]
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     with ouroboros.load(embedded / "target", out, pool=pool, pool_read_only=True) as decoder:
-        assert found["phrases"] == len(load_pool(pool, decoder.fingerprint).phrases) > 20
+        assert found["phrases"] == len(load_pool(pool, decoder.fingerprint, 8192).phrases) > 20
         draft = decoder.generate("def f2(n):\n", max_new_tokens=8, seed=1, temperature=1.0)
     plain = ouroboros.load(embedded / "target", method="autoregressive")
     assert plain.generate("def f2(n):\n", max_new_tokens=8, seed=1, temperature=1.0).token_ids == draft.token_ids

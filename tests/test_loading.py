@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from ouroboros.errors import InputError, LoadError, OuroborosError, UnsupportedArchitecture
-from ouroboros.models import checkpoint as checkpoint_files
 from ouroboros.models import loading
 from ouroboros.models.base import ScoreRequest
 from ouroboros.models.loading import load_directory, load_module, pick_device, pick_dtype, resolve
 from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.models.quantised import QUANTISED
+from ouroboros.models.tensors import DTYPES
 from ouroboros.tree import TokenTree
 
 CPU = torch.device("cpu")
@@ -391,6 +391,10 @@ def test_end_of_sequence_ids(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").unlink()
     edit(checkpoint, {"eos_token_id": 9})
     assert load(checkpoint).info.eos_token_ids == {9}
+    for wrong in (2.5, True, "x", [[1]], {"a": 1}):
+        edit(checkpoint, {"eos_token_id": wrong})
+        with refused("eos_token_id", "a token id"):
+            load(checkpoint)
 
 
 # --------------------------------------------------------------------------------------------------------- tensors
@@ -490,7 +494,7 @@ def test_types_that_need_scales_or_mean_nothing(checkpoint: Path, name: str, kin
 
 def test_tensors_of_no_use_are_let_be(checkpoint: Path) -> None:
     """As older checkpoints hold them."""
-    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "something": torch.ones(3).to(torch.int8)}
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
     change_tensors(checkpoint, lambda tensors: tensors.update(more))
     load(checkpoint)
 
@@ -556,7 +560,7 @@ CUDA = torch.device("cuda")
 )
 def test_auto_dtype(stored: torch.dtype, parameters: int, device: torch.device, expected: torch.dtype) -> None:
     assert pick_dtype("auto", stored, parameters, device) == expected
-    for name, given in checkpoint_files.DTYPES.items():
+    for name, given in DTYPES.items():
         assert pick_dtype(name, stored, parameters, device) == pick_dtype(given, stored, parameters, device) == given
 
 

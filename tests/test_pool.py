@@ -174,7 +174,7 @@ def test_a_stored_pool_is_the_same_pool(
         pool.insert(context, tokens, origin)
         pool.credit(context, pool.lookup(context, 2, 3), [0, 1, 2])
     save_pool(Memory(pool), path, "words")
-    again = load_pool(path, "words")
+    again = load_pool(path, "words", 100)
     assert contents(again.phrases) == contents(pool)
     bounds = again.phrases.max_keys, again.phrases.phrases_per_key, again.phrases.max_tokens
     assert bounds == (50, 4, 5)
@@ -192,16 +192,16 @@ def test_a_file_keeps_what_other_methods_remember(tmp_path: Path) -> None:
     memory.predictions.learn(None, 1, [2, 3], [-0.5, -1.5])
     memory.predictions.learn(1, 2, [3], [-0.25])
     save_pool(memory, path, "words")
-    again = load_pool(path, "words")
+    again = load_pool(path, "words", 100)
     assert list(again.predictions.items()) == list(memory.predictions.items())
     assert again.outputs.tokens == [1, 2, 3, -1, 4, 5, -1, 1, 2, 6, -1]
     assert again.successors == memory.successors
     save_pool(again, path, "words")
-    assert load_pool(path, "words").outputs.tokens == again.outputs.tokens
+    assert load_pool(path, "words", 100).outputs.tokens == again.outputs.tokens
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in ("keys", "tokens", "counts")}
         save_file(arrays, path, file.metadata())
-    before = load_pool(path, "words")  # as files were once
+    before = load_pool(path, "words", 100)  # as files were once
     assert len(before.outputs) == len(before.predictions) == 0
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_pool(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "pool"
     path.write_bytes(data)
     with pytest.raises(PoolFileError) as error:
-        load_pool(path, "words")
+        load_pool(path, "words", 100)
     assert "no phrase pool" in _one_line(error, path)
 
 
@@ -225,19 +225,19 @@ def test_other_files_and_other_vocabularies(tmp_path: Path) -> None:
     path = tmp_path / "pool"
     save_file({"keys": np.zeros(3)}, path)
     with pytest.raises(PoolFileError, match="no phrase pool"):
-        load_pool(path, "words")
+        load_pool(path, "words", 100)
     pool = PhrasePool()
     pool.insert([1], [2, 3], Origin.VERIFIED)
     save_pool(Memory(pool), path, "words")
     with pytest.raises(PoolFileError, match="another vocabulary"):
-        load_pool(path, "other words")
+        load_pool(path, "other words", 100)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
     with pytest.raises(PoolFileError) as error:
-        load_pool(path, "words")
+        load_pool(path, "words", 100)
     _one_line(error, path)
     with pytest.raises(PoolFileError) as error:
-        load_pool(tmp_path / "missing", "words")
+        load_pool(tmp_path / "missing", "words", 100)
     assert "No such file" in _one_line(error, tmp_path / "missing")
 
 
@@ -251,7 +251,7 @@ def test_a_file_with_other_keys_loads_what_is_under_these(tmp_path: Path) -> Non
     bounds = json.dumps({"max_keys": 5, "phrases_per_key": 5, "max_tokens": 5})
     meta = {"format": "ouroboros-phrase-pool", "version": "1", "fingerprint": "words", "bounds": bounds}
     save_file(arrays, path, meta)
-    pool = load_pool(path, "words").phrases
+    pool = load_pool(path, "words", 100).phrases
     assert [key for key, _ in pool.items()] == [(1,), (2, 1)]
     assert all((phrase.seen, phrase.offered, phrase.accepted) == (1, 1, 1) for _, phrase in pool.items())
 
@@ -267,13 +267,13 @@ def test_damaged_entries_and_versions(tmp_path: Path) -> None:
     meta = {"format": "ouroboros-phrase-pool", "version": "1", "fingerprint": "words", "bounds": bounds}
     save_file(arrays, path, meta)
     with pytest.raises(PoolFileError, match="damaged"):
-        load_pool(path, "words")
+        load_pool(path, "words", 100)
     save_file(arrays, path, {**meta, "version": "99"})
     with pytest.raises(PoolFileError, match="version '99'"):
-        load_pool(path, "words")
+        load_pool(path, "words", 100)
     save_file(arrays, path, {**meta, "bounds": "[]"})
     with pytest.raises(PoolFileError, match="damaged"):
-        load_pool(path, "words")
+        load_pool(path, "words", 100)
 
 
 def test_saving_where_one_cannot(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_saving_where_one_cannot(tmp_path: Path) -> None:
         save_pool(Memory(), tmp_path / "no" / "pool", "words")
     save_pool(Memory(), tmp_path / "pool", "words")
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]  # no temporary file is left behind
-    assert len(load_pool(tmp_path / "pool", "words").phrases) == 0
+    assert len(load_pool(tmp_path / "pool", "words", 100).phrases) == 0
 
 
 def test_expected_tokens_and_rate() -> None:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from ouroboros.integrations.generate import custom_generate
     from ouroboros.pairing import load
     from ouroboros.phrases.pool import PhrasePool
+    from ouroboros.prompts import Chat
     from ouroboros.stats import Stats
     from ouroboros.stream import Chunk, GenerationResult, Stream
 
 __all__ = [
     "METHODS",
     "AutoregressiveOptions",
+    "Chat",
     "Chunk",
     "Decoder",
     "GenerationResult",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Chat": "ouroboros.prompts",
     "Chunk": "ouroboros.stream",
     "Decoder": "ouroboros.generate",
     "GenerationResult": "ouroboros.stream",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError
+from ouroboros.files import stale_files, write_whole
 
 __all__ = ["cache_directory", "write_json"]
+
+FORGOTTEN = 3600  # seconds after which nobody writes to a temporary file any more
 
 
 def cache_directory() -> Path:
@@ -31,8 +34,9 @@ def write_json(values: dict[str, Any], path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-        Path(file.name).replace(path)
+        for part in stale_files(path):
+            if time.time() - part.stat().st_mtime > FORGOTTEN:
+                part.unlink()
+        write_whole(path, json.dumps(values, indent=1).encode())
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None

@@ -6,6 +6,7 @@ A request is checked and turned into tokens, then runs through the decoding loop
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -26,6 +27,7 @@ from ouroboros.grammar import Grammar
 from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
 from ouroboros.models.guided import GuidedModel
+from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import save_pool
@@ -46,8 +48,9 @@ class Decoder:
     Args:
         target, draft: the models. tokenizer: None where the target has none. method, options: how it decodes; None for
             the method's defaults. memory: what it keeps between calls; None where every call starts with an empty one.
-        memory_file: where ``close`` saves that; None to save nothing. control: what it knows of costs and texts; None
-            for a new one. clock: seconds, of which costs are learned.
+        memory_file: where ``close`` saves that; None to save nothing. memory_lock: the right to, until it is closed;
+            None to take it for as long as it is written. control: what it knows of costs and texts; None for a new one.
+            clock: seconds, of which costs are learned.
 
     All arguments are attributes of the same names.
     """
@@ -62,6 +65,7 @@ class Decoder:
         memory: Memory | None = None,
         *,
         memory_file: str | os.PathLike[str] | None = None,
+        memory_lock: PoolLock | None = None,
         control: Control | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -71,7 +75,7 @@ class Decoder:
         self.method = method
         self.options = options_for(method, options)
         self.memory = memory
-        self.memory_file = memory_file
+        self.memory_file, self.memory_lock = memory_file, memory_lock
         self.control = Control() if control is None else control
         self.clock = clock
         if by_costs(self.options):
@@ -104,10 +108,11 @@ class Decoder:
         """Saves the pool to the file it was given, if any.
 
         Raises:
-            PoolFileError: the file cannot be written.
+            PoolFileError: the file cannot be written, or somebody else is to save to it since a first ``close``.
         """
         if self.memory_file is not None and self.memory is not None:
-            save_pool(self.memory, self.memory_file, self.fingerprint)
+            with self.memory_lock or contextlib.nullcontext():
+                save_pool(self.memory, self.memory_file, self.fingerprint, self.memory_lock)
 
     @overload
     def generate(
@@ -201,8 +206,12 @@ class Session:
         if params.stop and decoder.tokenizer is None:
             raise InputError(f"stop needs a tokenizer, and this model has none: {params.stop!r}")
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        stop_ids = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
-        grammar = _grammar(decoder, params, stop_ids, len(ids))
+        check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
+        eos = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
+        grammar = _grammar(decoder, params, eos, len(ids))
+        stop_ids = eos.union(params.stop_token_ids)
+        if decoder.tokenizer is not None:
+            stop_ids |= decoder.tokenizer.stop_ids(params.stop)
         processors = [grammar] if grammar else []
         request = Request(
             prompt=ids,
@@ -259,7 +268,8 @@ def _grammar(decoder: Decoder, params: SamplingParams, stop_ids: frozenset[int],
 
 
 def _eos_token_ids(decoder: Decoder) -> frozenset[int]:
-    ids = decoder.target.info.eos_token_ids
+    info = decoder.target.info
+    ids = frozenset(token for token in info.eos_token_ids if 0 <= token < info.vocab_size)  # configs may name others
     if not ids and decoder.tokenizer is not None and decoder.tokenizer.eos_token_id is not None:
         return frozenset({decoder.tokenizer.eos_token_id})
     return ids
@@ -269,6 +279,8 @@ def _params(params: SamplingParams | None, settings: Mapping[str, Any]) -> Sampl
     if params is None:
         known = SamplingParams.__dataclass_fields__
         for name in settings:
+            if name in ("tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt"):
+                raise InputError(f"{name!r} belongs to the messages: give ouroboros.Chat(messages, {name}=…) as prompt")
             if name not in known:
                 raise InputError(f"no such parameter: {name!r} (allowed: {', '.join(known)})")
         return SamplingParams(**settings)

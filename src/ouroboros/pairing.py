@@ -19,6 +19,7 @@ from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
 from ouroboros.models.translated import TranslatedModel
+from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import load_pool
@@ -60,10 +61,11 @@ def load(
             in float32 on a CPU for models of under 64 million parameters and for float16 files.
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.
         pool: None: phrases are kept as long as the decoder; False: an empty pool for every call; a path: read if it
-            exists and saved on ``close`` (not with ``pool_read_only``, which needs the file); or a PhrasePool.
+            exists and saved on ``close`` (not with ``pool_read_only``, which needs the file), until when no other
+            decoder can save to it; or a PhrasePool.
         options: the method's dataclass of config.py, or a dict of its fields. What is not said has its default.
             None takes what ``ouroboros tune`` found for this pair on this machine, if it was run.
-        revision, token: of the hub.
+        revision, token: of the hub; without meaning for a directory or a loaded model.
         backend: ``native`` (the library's own decoder), ``transformers`` (any causal language model that it has, run
             by its own code), or ``auto``: native where it can be, else transformers.
         device_map: how transformers spreads the target over devices, as it takes it; the native decoder knows none.
@@ -77,7 +79,7 @@ def load(
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
             for a method that uses none.
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
-        PoolFileError: the pool's file is no pool, or of another vocabulary.
+        PoolFileError: the pool's file is no pool, damaged, of another vocabulary, or in use by another decoder.
     """
     chosen = options_for(method, options)  # to be refused before anything is read
     needs_draft = method in NEEDS_DRAFT
@@ -98,14 +100,20 @@ def load(
     check_engine(engine)
     if engine != "auto" and (backend == "transformers" or device_map is not None):
         raise InputError(f"engine {engine!r} is the native decoder's; with transformers it must be auto")
+    if pool_read_only and not isinstance(pool, str | os.PathLike):
+        raise InputError(f"pool_read_only needs a pool's path, not {pool!r:.60}")
+    if draft_dtype != "auto" and not needs_draft:
+        raise InputError(f"method {method!r} uses no draft model; draft_dtype must be auto, not {draft_dtype!r}")
     if device_map is not None and (backend == "native" or device != "auto"):
         raise InputError("device_map needs the backend auto or transformers, and device must be auto with it")
     if device_map is not None and not isinstance(target, str | os.PathLike):
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {_name(target)}")
     place = pick_device(device)
-    target_model, words = _load_model(target, dtype, device, place, revision, token, backend, engine, device_map)
-    if tokenizer is not None:
-        words = Tokenizer.wrap(tokenizer)
+    words = None if tokenizer is None else Tokenizer.wrap(tokenizer)
+    target_model, own = _load_model(
+        target, dtype, device, place, revision, token, backend, engine, device_map, words is None
+    )
+    words = words or own
     draft_model = None
     if draft is not None:
         place_of_draft = device, place, None, token, backend, engine
@@ -116,11 +124,20 @@ def load(
         chosen = tuned.chosen() if tuned else chosen
     bound = fingerprint(words, target_model)
     kept = Path(pool) if isinstance(pool, str | os.PathLike) and not pool_read_only else None
-    memory = _memory(pool, bound, pool_read_only)
-    return Decoder(target_model, draft_model, words, method, chosen, memory, memory_file=kept)
+    # Before it is read, since what is saved later goes on from this.
+    lock = PoolLock(kept) if kept and kept.parent.is_dir() else None
+    try:
+        memory = _memory(pool, bound, target_model.info.vocab_size, pool_read_only)
+        return Decoder(target_model, draft_model, words, method, chosen, memory, memory_file=kept, memory_lock=lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
 
 
-def _memory(pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str, read_only: bool) -> Memory | None:
+def _memory(
+    pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str, vocab_size: int, read_only: bool
+) -> Memory | None:
     if pool is False:
         return None
     if isinstance(pool, PhrasePool):
@@ -129,7 +146,7 @@ def _memory(pool: PhrasePool | str | os.PathLike[str] | bool | None, bound: str,
         return Memory()
     path = Path(pool)
     if path.exists() or read_only:
-        return load_pool(path, bound)
+        return load_pool(path, bound, vocab_size)
     if not path.parent.is_dir():
         raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
     return Memory()
@@ -149,13 +166,23 @@ def _load_model(
     backend: str,
     engine: str,
     device_map: Any = None,
+    with_tokenizer: bool = True,
 ) -> tuple[CausalModel, Tokenizer | None]:
     if isinstance(source, str | os.PathLike):
         path = resolve(os.fspath(source), revision, token)
-        return _from_directory(path, dtype, place, backend, engine, device_map), Tokenizer.from_directory(path)
+        model = _from_directory(path, dtype, place, backend, engine, device_map)
+        return model, Tokenizer.from_directory(path) if with_tokenizer else None
     if isinstance(source, torch.nn.Module):
         return _from_module(source, dtype, device, backend, engine), None
     if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):
+        info: ModelInfo = source.info
+        given = {"dtype": dtype, "device": device, "backend": backend}
+        for name, value in given.items():  # it is as it is
+            has = getattr(info, name)
+            if str(value).removeprefix("torch.") not in ("auto", has):
+                raise InputError(
+                    f"{name} of the loaded {_name(source)} is {has}; it must be auto or that, not {value!r}"
+                )
         return source, None
     raise InputError(f"a model must be a directory, a hub id or a loaded model, not {_name(source)}")
 

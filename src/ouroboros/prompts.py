@@ -9,18 +9,81 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from ouroboros.errors import InputError
 from ouroboros.text import Tokenizer
 
-__all__ = ["Message", "Prompt", "check_ids", "encode", "is_batch", "prompt_rows", "read_prompts", "read_text", "short"]
+__all__ = [
+    "Chat",
+    "Message",
+    "Prompt",
+    "check_ids",
+    "encode",
+    "is_batch",
+    "prompt_rows",
+    "read_prompts",
+    "read_text",
+    "short",
+]
 
 FIELDS = ("prompt", "messages", "question", "text", "turns", "instruction")  # the first of these that a line has
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, as chat templates take it
-Prompt = str | Sequence[int] | Sequence[Message]
+RESERVED = (  # of a template's arguments: those that have a field of their own, or are not the template's
+    *("messages", "conversation", "tools", "add_generation_prompt", "continue_final_message", "chat_template"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+    *("return_assistant_tokens_mask", "sanitize_control_tokens"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation as a prompt, and what its chat template is told. A list of messages alone is one of the defaults.
+
+    Attributes:
+        messages: mappings with ``role`` and ``content``, which is a text or a list of parts ``{"type": "text", "text":
+            …}``, joined by line breaks; whatever else the template looks at.
+        tools: what the model may call, mostly JSON schemas, as the template takes them.
+        chat_template_kwargs: further arguments of the template by name, such as ``{"enable_thinking": False}``.
+        add_generation_prompt: the template opens the assistant's answer.
+        continue_final_message: the last message, the assistant's, is not ended: the output goes on with it.
+        control_tokens: what reads like a control token in messages (``<|im_end|>``) becomes that token. Without it
+            stays text: whoever can write a message cannot write as somebody else.
+
+    Raises:
+        InputError: an argument that is not as it should be.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Any] = ()
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    control_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_chat(self.messages):
+            raise InputError(f"messages must be a list of at least one mapping, not {short(self.messages)}")
+        if isinstance(self.tools, str | Mapping) or not isinstance(self.tools, Sequence):
+            raise InputError(f"tools must be a list, not {short(self.tools)}")
+        if not isinstance(self.chat_template_kwargs, Mapping | None):
+            raise InputError(f"chat_template_kwargs must be a mapping, not {short(self.chat_template_kwargs)}")
+        for name in self.chat_template_kwargs or ():
+            if not isinstance(name, str) or name in RESERVED:
+                raise InputError(f"chat_template_kwargs cannot hold {name!r}, which is no argument of a template's own")
+        for name in ("add_generation_prompt", "continue_final_message", "control_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, not {short(getattr(self, name))}")
+        if self.continue_final_message and self.messages[-1].get("role") != "assistant":
+            role = self.messages[-1].get("role")
+            raise InputError(f"continue_final_message needs a last message of the assistant's, not of {role!r:.40}")
+
+
+Plain = str | Sequence[int] | Sequence[Message]  # what a file can hold
+Prompt = Plain | Chat
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, limit: int, name: str = "prompt") -> list[int]:
@@ -34,18 +97,27 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, limit: 
     """
     if isinstance(prompt, str) and not prompt:
         raise InputError(f"{name} is empty ''; it must have at least one character")
-    if (isinstance(prompt, str) or _is_chat(prompt)) and tokenizer is None:
+    if _is_chat(prompt):
+        prompt = Chat(prompt)
+    if isinstance(prompt, str | Chat) and tokenizer is None:
         kind = f"a text {name} needs" if isinstance(prompt, str) else "messages need"
         raise InputError(f"{kind} a tokenizer, and this model has none: give token ids")
     if isinstance(prompt, str):
         assert tokenizer is not None
         prompt = tokenizer.encode(prompt)
-    elif _is_chat(prompt):
+    elif isinstance(prompt, Chat):
         assert tokenizer is not None
-        prompt = tokenizer.apply_chat_template(prompt)
+        prompt = tokenizer.apply_chat_template(
+            [_with_text(number, message) for number, message in enumerate(prompt.messages)],
+            prompt.tools,
+            prompt.chat_template_kwargs,
+            prompt.add_generation_prompt,
+            prompt.continue_final_message,
+            prompt.control_tokens,
+        )
     values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     try:
-        ids = [operator.index(value) for value in cast(Sequence[Any], values)]
+        ids = [_index(value) for value in cast(Sequence[Any], values)]
     except TypeError:
         raise InputError(f"{name} must be a text, a list of token ids or of messages, not {short(prompt)}") from None
     check_ids(ids, vocab_size, name)
@@ -60,11 +132,45 @@ def is_batch(prompt: Prompt | Sequence[Prompt]) -> TypeGuard[Sequence[Prompt]]:
     """Whether this is a list of prompts and no prompt itself."""
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return False
-    return bool(prompt) and not hasattr(prompt[0], "__index__") and not isinstance(prompt[0], Mapping)
+    return bool(prompt) and not is_id(prompt[0]) and not isinstance(prompt[0], Mapping)
+
+
+def is_id(value: object) -> bool:
+    """Whether this is one whole number; a tensor or an array of one element is a list of numbers, as it says itself."""
+    return hasattr(value, "__index__") and not getattr(value, "ndim", 0) and not isinstance(value, bool)
+
+
+def _index(value: Any) -> int:
+    if not is_id(value):
+        raise TypeError
+    return operator.index(value)
+
+
+def _with_text(number: int, message: Message) -> Message:
+    """The message with a list of text parts as one text, which every template takes."""
+    parts = message.get("content")
+    if not isinstance(parts, list | tuple):
+        if not isinstance(parts, str | None):
+            raise InputError(f"the content of message {number} must be a text or a list of parts, not {short(parts)}")
+        return message
+    texts = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if kind not in ("text", None) or not isinstance(text, str):
+            shown = repr(kind) if isinstance(kind, str) else short(part)
+            raise InputError(f"message {number} has a part {shown:.60}; allowed are parts of type 'text' with a text")
+        texts.append(text)
+    return {**message, "content": "\n".join(texts)}
 
 
 def _is_chat(prompt: object) -> TypeGuard[Sequence[Message]]:
-    return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(entry, Mapping) for entry in prompt)
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and bool(prompt)
+        and all(isinstance(entry, Mapping) for entry in prompt)
+    )
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
@@ -77,7 +183,7 @@ def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
         raise InputError(f"{name} holds the token id {wrong}; allowed are 0 to {vocab_size - 1}")
 
 
-def read_prompts(name: str) -> list[Prompt]:
+def read_prompts(name: str) -> list[Plain]:
     """The prompts of a file (see the header).
 
     Raises:
@@ -86,7 +192,7 @@ def read_prompts(name: str) -> list[Prompt]:
     return [prompt for prompt, _ in prompt_rows(name)]
 
 
-def prompt_rows(name: str) -> list[tuple[Prompt, Mapping[str, Any]]]:
+def prompt_rows(name: str) -> list[tuple[Plain, Mapping[str, Any]]]:
     """The prompts of a file, each with all of its line: an empty object where the whole file is one prompt.
 
     Raises:
@@ -98,7 +204,7 @@ def prompt_rows(name: str) -> list[tuple[Prompt, Mapping[str, Any]]]:
         raise InputError(f"prompt file {name!r} is empty; it must hold at least one prompt")
     if _object(lines[0][1]) is None:
         return [(text, {})]
-    found: list[tuple[Prompt, Mapping[str, Any]]] = []
+    found: list[tuple[Plain, Mapping[str, Any]]] = []
     for number, line in lines:
         row = _object(line)
         prompt = None if row is None else _prompt_of(row)
@@ -117,7 +223,7 @@ def _object(line: str) -> Mapping[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _prompt_of(row: Mapping[str, Any]) -> Prompt | None:
+def _prompt_of(row: Mapping[str, Any]) -> Plain | None:
     name = next((name for name in FIELDS if name in row), None)
     value = row[name] if name else None
     if name == "turns" and isinstance(value, list) and value:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ouroboros.bench.sources import Row, read_rows
 from ouroboros.errors import InputError
-from ouroboros.prompts import Message, Prompt, prompt_rows
+from ouroboros.prompts import Message, Plain, prompt_rows
 
 __all__ = ["Item", "load_task", "task_names"]
 
@@ -40,11 +40,11 @@ class Item:
 
     task: str
     id: str
-    prompt: Prompt
+    prompt: Plain
     turns: tuple[str, ...] = ()
     reference: Mapping[str, Any] = field(default_factory=dict)
 
-    def ask(self, chat: bool, answers: Sequence[str] = ()) -> Prompt:
+    def ask(self, chat: bool, answers: Sequence[str] = ()) -> Plain:
         """The prompt of the turn behind the given answers, as the tokenizer takes it.
 
         Args:
@@ -74,7 +74,7 @@ class _Task:
         keep: which rows of the file are this task's.
     """
 
-    item: Callable[[Row], tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]]
+    item: Callable[[Row], tuple[Any, Plain, Sequence[str], Mapping[str, Any]]]
     fields: tuple[str, ...]
     part: str
     sample: str | None = None
@@ -139,7 +139,7 @@ def _sample(name: str) -> list[Row]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def _own(task: str, number: int, prompt: Prompt, row: Row) -> Item:
+def _own(task: str, number: int, prompt: Plain, row: Row) -> Item:
     """An item of a user's file; a line with "turns" is a conversation."""
     identity = next((row[name] for name in ("task_id", "question_id", "id") if name in row), number)
     turns = row.get("turns")
@@ -154,13 +154,13 @@ def _user(text: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": text},)
 
 
-def _humaneval(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
+def _humaneval(row: Row) -> tuple[Any, Plain, Sequence[str], Mapping[str, Any]]:
     """Chen et al. 2021: the function's head and docstring as they are."""
     reference = {name: row[name] for name in ("test", "entry_point") if name in row}
     return row.get("task_id"), row["prompt"], (), reference if len(reference) == 2 else {}
 
 
-def _mbpp(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
+def _mbpp(row: Row) -> tuple[Any, Plain, Sequence[str], Mapping[str, Any]]:
     """The request and the first test as a docstring: Fried et al. 2022 (InCoder), as BigCode's harness has it.
 
     The "sanitized" file has the request in ``prompt`` and imports of the tests in ``test_imports``.
@@ -171,24 +171,24 @@ def _mbpp(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
     return row.get("task_id"), f'"""\n{request}\n{row["test_list"][0]}\n"""\n', (), reference
 
 
-def _gsm8k(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
+def _gsm8k(row: Row) -> tuple[Any, Plain, Sequence[str], Mapping[str, Any]]:
     """Wei et al. 2022, table 20: eight exemplars with a chain of thought, then the question."""
     shots = "".join(f"Q: {shot['question']}\nA: {shot['answer']}\n\n" for shot in _sample("gsm8k_shots.jsonl"))
     return None, f"{shots}Q: {row['question']}\nA:", (), {"answer": _after_marks(row["answer"])}
 
 
-def _summary(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
+def _summary(row: Row) -> tuple[Any, Plain, Sequence[str], Mapping[str, Any]]:
     """As Spec-Bench asks for summaries of the same articles."""
     return row.get("id"), _user(f"Summarize: {row['article']}"), (), {"summary": row.get("highlights", "")}
 
 
-def _translation(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
+def _translation(row: Row) -> tuple[Any, Plain, Sequence[str], Mapping[str, Any]]:
     """As Spec-Bench asks for translations."""
     pair = row["translation"]
     return None, _user(f"Translate German to English: {pair['de']}"), (), {"translation": pair.get("en") or ""}
 
 
-def _question(row: Row) -> tuple[Any, Prompt, Sequence[str], Mapping[str, Any]]:
+def _question(row: Row) -> tuple[Any, Plain, Sequence[str], Mapping[str, Any]]:
     """Xia et al. 2024 (Spec-Bench): the turns as they are."""
     first, *others = row["turns"]
     answers: Sequence[str] = row.get("reference") or ()

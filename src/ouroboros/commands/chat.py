@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +23,7 @@ from ouroboros.commands.options import (
 )
 from ouroboros.config import METHODS, SamplingParams, options_from_strings
 from ouroboros.errors import InputError
-from ouroboros.prompts import read_text
+from ouroboros.prompts import Chat, read_text
 
 if TYPE_CHECKING:
     from ouroboros._render import Screen
@@ -38,6 +39,14 @@ _HELP = "/clear begins anew, /undo takes back the last turn, /exit ends (as Ctrl
 @pair_options
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @click.option("--chat-template", metavar="F", help="A Jinja file in place of the tokenizer's own chat template.")
+@click.option(
+    "--template-arg",
+    "arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument of the chat template, such as enable_thinking=false: JSON or a text. Repeatable.",
+)
+@click.option("--control-tokens", is_flag=True, help="Read control tokens such as <|im_end|> in what you type as such.")
 @click.option("--method", type=click.Choice(list(METHODS)), default="ouroboros", show_default=True)
 @sampling_options
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="An option of the method. Repeatable.")
@@ -51,6 +60,8 @@ def chat(
     draft: str | None,
     system: str | None,
     chat_template: str | None,
+    arguments: tuple[str, ...],
+    control_tokens: bool,
     method: str,
     params: SamplingParams,
     assignments: tuple[str, ...],
@@ -71,14 +82,15 @@ def chat(
         raise InputError("--logprobs is for generate --json: a conversation has no place for them")
     if context.get_parameter_source("max_new_tokens") is not click.core.ParameterSource.COMMANDLINE:
         params = replace(params, max_new_tokens=_NEW_TOKENS)
+    settings: dict[str, Any] = {"chat_template_kwargs": _arguments(arguments), "control_tokens": control_tokens}
     template = None if chat_template is None else read_text(chat_template, "chat template")
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = tools.load(target, draft, method, options, place, pool, False)
     with contextlib.closing(decoder):
-        _check_template(decoder, template)
+        _check_template(decoder, template, settings["chat_template_kwargs"])
         opening = [] if system is None else [{"role": "system", "content": system}]
-        _Conversation(decoder, tools, screen, params, opening, quiet).run()
+        _Conversation(decoder, tools, screen, params, opening, settings, quiet).run()
 
 
 class _Conversation:
@@ -89,11 +101,12 @@ class _Conversation:
         screen: Screen,
         params: SamplingParams,
         opening: list[dict[str, str]],
+        settings: Mapping[str, Any],
         quiet: bool,
     ) -> None:
         self._session: Session = decoder.session()
         self._tools, self._screen, self._params, self._quiet = tools, screen, params, quiet
-        self._opening = opening
+        self._opening, self._settings = opening, settings
         self._messages = list(opening)
 
     def run(self) -> None:
@@ -120,7 +133,8 @@ class _Conversation:
     def _turn(self, line: str) -> None:
         asked = [*self._messages, {"role": "user", "content": line}]
         try:
-            result, interrupted = show_stream(self._session, asked, self._params, self._screen, self._tools.interrupts)
+            chat = Chat(asked, **self._settings)
+            result, interrupted = show_stream(self._session, chat, self._params, self._screen, self._tools.interrupts)
         except InputError as error:  # the conversation has become too long, say
             self._screen.warn(str(error))
             return
@@ -130,6 +144,20 @@ class _Conversation:
         self._screen.text("\n")
         if not self._quiet:
             self._screen.figures(result.stats, " (stopped)" if interrupted else "")
+
+
+def _arguments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Of a template, from ``name=value`` texts."""
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name or name in found:
+            raise InputError(f"--template-arg must be NAME=VALUE, each name once, not {assignment!r}")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 def _lines(screen: Screen) -> Iterator[str]:
@@ -157,7 +185,7 @@ def _lines(screen: Screen) -> Iterator[str]:
         yield "\n".join(parts)
 
 
-def _check_template(decoder: Decoder, template: str | None) -> None:
+def _check_template(decoder: Decoder, template: str | None, arguments: Mapping[str, Any]) -> None:
     words = decoder.tokenizer
     if words is None:
         raise InputError("chat needs a tokenizer, and this model has none")
@@ -165,3 +193,4 @@ def _check_template(decoder: Decoder, template: str | None) -> None:
         words.hf.chat_template = template
     if not words.has_chat_template:
         raise InputError("this model's tokenizer has no chat template: give one with --chat-template FILE")
+    words.check_arguments(arguments)

@@ -120,6 +120,14 @@ _sampling = _together(
         "--seed", type=int, default=_DEFAULTS.seed, help="Of the draws; by default one is drawn and reported."
     ),
     click.option("--stop", multiple=True, metavar="S", help="End the output where this text begins. Repeatable."),
+    click.option(
+        "--stop-token-id",
+        "stop_token_ids",
+        type=int,
+        multiple=True,
+        metavar="ID",
+        help="End the output at this token, also with --ignore-eos. Repeatable.",
+    ),
     click.option("--ignore-eos", is_flag=True, default=_DEFAULTS.ignore_eos, help="Go on past end-of-sequence tokens."),
 )
 _SAMPLING = (
@@ -136,6 +144,7 @@ _SAMPLING = (
     "logprobs",
     "seed",
     "stop",
+    "stop_token_ids",
     "ignore_eos",
 )
 

@@ -1,7 +1,8 @@
-"""A command line in its process: Ctrl-C, pipes that close, errors as one line and an exit status.
+"""A command line in its process: signals, pipes that close, errors as one line and an exit status.
 
-Exit status: what the command says (0 done), 2 bad input or an output that cannot be written, 130 interrupted. Knows
-nothing of any command, and imports nothing slow.
+Exit status: what the command says (0 done), 2 bad input or an output that cannot be written, 130 interrupted (Ctrl-C),
+143 terminated, 129 hung up. What a command does in the end (save a pool, show the cursor again) it does in each of
+these cases. Knows nothing of any command, and imports nothing slow.
 """
 
 from __future__ import annotations
@@ -22,32 +23,50 @@ from ouroboros.errors import OuroborosError
 
 __all__ = ["Interrupts", "keep_loaded", "run"]
 
-_INTERRUPTED = 130
+_ENDS = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to Windows
 
 
 class Interrupts:
-    """Ctrl-C raises KeyboardInterrupt and is remembered: libraries make errors of their own of it, or swallow it.
+    """A signal to end raises KeyboardInterrupt and is remembered: libraries make errors of their own of it, or swallow
+    it.
 
-    Where the process is this command line's own, an interrupt may also end it on the spot (``at_once``).
+    Where the process is this command line's own, a signal may also end it on the spot (``at_once``, and after the
+    command's own end).
+
+    Attributes:
+        seen: whether there was one. status: the exit status that it asks for.
     """
 
     def __init__(self, owns_process: bool) -> None:
         self.seen = False
+        self.status = 128 + signal.SIGINT
         self._owns_process = owns_process
+        self._ended = False
         self._tidy: Callable[[], None] | None = None
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Interrupts:
-        # A process started with SIGINT ignored, as a shell does for a job in the background, goes on ignoring it.
+        # A process started with a signal ignored, as a shell does for a job in the background, goes on ignoring it.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.getsignal(signal.SIGINT)
-            if self._previous is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._note)
+            for number in (getattr(signal, name) for name in _ENDS if hasattr(signal, name)):
+                previous = signal.getsignal(number)
+                if previous in (signal.default_int_handler, signal.SIG_DFL):
+                    signal.signal(number, self._note)
+                    self._previous[number] = previous
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._previous is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            if not self._owns_process:  # else a late signal would find the interpreter half taken down
+                signal.signal(number, previous)
+        sys.unraisablehook = self._hook
+
+    def _unraisable(self, what: Any) -> None:
+        """An interrupt while objects are taken down cannot be raised, and Python would print it."""
+        if not (self.seen and issubclass(what.exc_type, KeyboardInterrupt)):
+            self._hook(what)
 
     @contextlib.contextmanager
     def at_once(self, tidy: Callable[[], None]) -> Iterator[None]:
@@ -58,26 +77,40 @@ class Interrupts:
         finally:
             self._tidy = None
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.seen = True
+        self.status = 128 + number
         if self._tidy is not None:
             self._tidy()
-            os._exit(_INTERRUPTED)
-        raise KeyboardInterrupt
+            os._exit(self.status)
+        if not self._ended:
+            raise KeyboardInterrupt
+        if self._owns_process:
+            os._exit(self.status)
 
     def check(self) -> None:
         if self.seen:
             raise KeyboardInterrupt
 
     def forgive(self) -> None:
-        """The interrupt has been dealt with: it ended an answer, not the program."""
+        """The interrupt has been dealt with: it ended an answer, not the program.
+
+        Raises:
+            KeyboardInterrupt: it was no Ctrl-C, and the program is to end.
+        """
+        if self.status != 128 + signal.SIGINT:
+            raise KeyboardInterrupt
         self.seen = False
+
+    def end(self) -> None:
+        """The command has ended, and what it had to do at its end is done: further signals raise nothing."""
+        self._ended = True
 
     def end_process(self) -> None:
         """After an interrupt, end here: one inside ``exec``, which dataclasses use, makes Python kill itself at its end
         although it was handled, and a second one would find the interpreter half taken down."""
         if self.seen and self._owns_process:
-            os._exit(_INTERRUPTED)
+            os._exit(self.status)
 
 
 def keep_loaded() -> None:
@@ -92,24 +125,35 @@ def run(command: Callable[[Interrupts], int], owns_process: bool) -> int:
     interrupts = Interrupts(owns_process)
     with interrupts:
         try:
-            status = command(interrupts)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            status = _INTERRUPTED
-        except Exception as error:
-            # An interrupt in the middle of an import can come out as that library's own error.
-            message = _message(error)
-            if interrupts.seen:
-                status = _INTERRUPTED
-            elif message is None:
-                raise
-            else:
-                status = _fail(message)
+            status = _status(command, interrupts)
+        except KeyboardInterrupt:  # the next one, while the first was dealt with
+            interrupts.end()
+            status = interrupts.status
     _drop_unwritable(sys.stdout)
     _drop_unwritable(sys.stderr)
     interrupts.end_process()
     return status
+
+
+def _status(command: Callable[[Interrupts], int], interrupts: Interrupts) -> int:
+    try:
+        status = command(interrupts)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        interrupts.end()
+        return status
+    except KeyboardInterrupt:
+        interrupts.end()
+        return interrupts.status
+    except Exception as error:
+        interrupts.end()
+        # An interrupt in the middle of an import can come out as that library's own error.
+        if interrupts.seen:
+            return interrupts.status
+        message = _message(error)
+        if message is None:
+            raise
+        return _fail(message)
 
 
 def _message(error: Exception) -> str | None:

@@ -11,21 +11,15 @@ from pathlib import Path
 import torch
 
 from ouroboros.errors import InputError, LoadError
-from ouroboros.models.checkpoint import (
-    DTYPES,
-    Checkpoint,
-    Tensors,
-    module_checkpoint,
-    read_directory,
-    resolve,
-    stored_dtype,
-)
+from ouroboros.models.checkpoint import Checkpoint, module_checkpoint, read_directory, resolve
 from ouroboros.models.families import parse_config
 from ouroboros.models.kernels import unsupported
 from ouroboros.models.linear import packs
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.models.quantised import QUANTISED, weight_bytes
+from ouroboros.models.sound import EMBEDDING, check_model
+from ouroboros.models.tensors import DTYPES, Tensors, stored_dtype
 
 __all__ = [
     "build",
@@ -119,7 +113,8 @@ def build(
     With the kernels if they can be had; a loaded module's weights are copied for them only where there is room.
 
     Raises:
-        LoadError: a tensor is missing or has the wrong shape, or they do not fit. InputError: unknown dtype.
+        LoadError: a tensor is missing, has the wrong shape or holds what is no number, or they do not fit.
+        InputError: unknown dtype.
     """
     config = checkpoint.config
     shapes = {name: shape for name, shape in config.shapes().items() if weights.shape(name) == shape}
@@ -138,4 +133,7 @@ def build(
         needed -= 0 if copies else shared
     check_memory(needed, available, device, name_of)
     eos = checkpoint.eos_token_ids
-    return LlamaModel(config, weights, eos, kind, device, engine, quantised, checkpoint.grown)
+    model = LlamaModel(config, weights, eos, kind, device, engine, quantised, checkpoint.grown)
+    embedding = None if config.tie_word_embeddings else EMBEDDING
+    check_model(model, shapes, weights.get, checkpoint.grown is not None, quantised is not None, embedding)
+    return model

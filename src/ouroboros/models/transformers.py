@@ -8,6 +8,7 @@ by trying). This file knows nothing of caches, masks or decoding.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import transformers
 from transformers.utils import logging as hf_logging
 
 from ouroboros.errors import InputError, LoadError
+from ouroboros.files import check_directory
+from ouroboros.models.checkpoint import check_code
 from ouroboros.models.loading import pick_dtype, stored_dtype
 from ouroboros.models.memory import available_memory, check_memory
-from ouroboros.models.transformers_config import check_config, check_kind
+from ouroboros.models.sound import check_model, check_tensors, check_zeros
+from ouroboros.models.transformers_config import check_config, check_kind, class_name
 from ouroboros.models.transformers_model import TransformersModel
 from ouroboros.models.transformers_probe import adapt
 
@@ -42,8 +46,10 @@ def load_pretrained(
     if dtype != "auto":
         dtype = pick_dtype(dtype, torch.float32, 0, device)
     try:
+        check_directory(path)
         raw, _ = _call(transformers.PretrainedConfig.get_config_dict, path)
         check_kind(raw.get("model_type"), bool(raw.get("is_encoder_decoder")), "auto_map" in raw)
+        check_code(raw, class_name(raw.get("model_type")))
         config = _call(transformers.AutoConfig.from_pretrained, path, trust_remote_code=False)
         check_config(config)
         if device_map is None and getattr(config, "quantization_config", None) is None:
@@ -64,12 +70,13 @@ def load_pretrained(
         if absent:  # transformers fills them with random numbers
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             raise LoadError(f"the checkpoint lacks the tensor {absent[0]!r}{more}, or holds it in another shape")
+        _check_unexpected(module, report["unexpected_keys"])
         if getattr(config, "quantization_config", None) is None:
             parameters = sum(p.numel() for p in module.parameters())
             module.to(pick_dtype(dtype, module.dtype, parameters, device))
         if device_map is None and getattr(module, "hf_device_map", None) is None:
             module.to(device)
-        return adapt(module)
+        return _sound(module)
     except LoadError as error:
         raise LoadError(f"cannot load {str(path)!r}: {error}") from error
 
@@ -105,9 +112,41 @@ def wrap_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) 
     if device != "auto" and torch.device(device) != module.device:
         raise InputError(f"the loaded {name} is on {module.device}; device must be auto or that, not {device!r}")
     try:
-        return adapt(module)
+        return _sound(module)
     except LoadError as error:
         raise LoadError(f"cannot use the loaded {name}: {error}") from error
+
+
+def _check_unexpected(module: torch.nn.Module, names: Iterable[str]) -> None:
+    """Refuses a tensor that would change what a layer computes, which transformers leaves out with a remark. What
+    belongs to no layer of the model (further heads, other modalities) is not missed."""
+    layers = {name for name, part in module.named_modules() if not any(True for _ in part.children())} - {""}
+    for name in sorted(names):
+        parts = name.split(".")
+        if any(".".join(parts[:end]) in layers for end in range(1, len(parts))):
+            raise LoadError(f"tensor {name!r} is none that the architecture with this config.json has")
+
+
+def _sound(module: Any) -> TransformersModel:
+    """The adapted model, if its weights are numbers (see sound.py)."""
+    tensors = dict(module.named_parameters())
+    known = not any(tensor.is_meta for tensor in tensors.values())
+    try:
+        model = adapt(module)
+    except LoadError:
+        if known:  # two ways to compute what is no number never agree: this is said where it is the reason
+            check_tensors(tensors, tensors.__getitem__)
+            check_zeros(_embedding(module), tensors.__getitem__)
+        raise
+    if known:
+        check_model(model, tensors, tensors.__getitem__, embedding=_embedding(module)[0])
+    return model
+
+
+def _embedding(module: Any) -> list[str]:
+    """The name of the embeddings; the first, where they have several."""
+    weight = getattr(module.get_input_embeddings(), "weight", None)
+    return [name for name, tensor in module.named_parameters() if tensor is weight][:1]
 
 
 def _call(function: Any, *args: Any, **settings: Any) -> Any:

@@ -18,6 +18,7 @@ __all__ = [
     "check_config",
     "check_kind",
     "check_module",
+    "class_name",
     "end_tokens",
     "mask_kinds",
     "max_positions",
@@ -44,6 +45,12 @@ def check_kind(kind: object, encoder: bool, has_code: bool = False) -> None:
         code = " (it comes with code of its own, which is not run)" if has_code else ""
         version = transformers.__version__
         raise LoadError(f"architecture {kind!r} is no causal language model of transformers {version}{code}")
+
+
+def class_name(kind: object) -> str | None:
+    """The class of transformers that computes a model type."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
+    return found if isinstance(found, str) else None
 
 
 def check_config(config: transformers.PretrainedConfig) -> None:

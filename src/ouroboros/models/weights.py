@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from ouroboros.errors import LoadError
 from ouroboros.models.config import DecoderConfig
 
-__all__ = ["LayerWeights", "Reader", "WeightSource", "check_tensors"]
+__all__ = ["LayerWeights", "Reader", "WeightSource", "check_tensors", "unknown_tensor"]
+
+DERIVED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # old files' copies of config.json
 
 
 class WeightSource(Protocol):
@@ -38,6 +41,15 @@ def check_tensors(config: DecoderConfig, weights: WeightSource) -> None:
         if weights.shape(name) != shape:
             found = list(weights.shape(name) or ())
             raise LoadError(f"tensor {name!r} has shape {found}, where config.json asks for {list(shape)}")
+
+
+def unknown_tensor(config: DecoderConfig, names: Collection[str]) -> str | None:
+    """The first of these that a model of this config has no use for, although it would change what a model says; None
+    as well where other tensors are missing, which says more."""
+    known = config.shapes().keys() | {"lm_head.weight"}  # which the embeddings may stand for
+    if any(name not in names for name in config.shapes()):
+        return None
+    return next((name for name in names if name not in known and not DERIVED.search(name)), None)
 
 
 @dataclass(frozen=True, slots=True)

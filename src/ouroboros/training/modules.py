@@ -19,6 +19,9 @@ import transformers
 from transformers.utils import logging as hf_logging
 
 from ouroboros.errors import InputError, LoadError
+from ouroboros.files import check_directory, read_json
+from ouroboros.models.checkpoint import check_code
+from ouroboros.models.transformers_config import class_name
 from ouroboros.training.settings import DistillSettings
 
 __all__ = ["Sizes", "choose_sizes", "kept_layers", "new_module", "prune", "read_module", "stored_dtype", "write_module"]
@@ -54,7 +57,17 @@ def read_module(path: Path, dtype: torch.dtype | str, device: torch.device) -> A
         LoadError: no causal language model that transformers can load.
     """
     try:
-        module = _quietly(transformers.AutoModelForCausalLM.from_pretrained, str(path), dtype=dtype)
+        check_directory(path)
+        raw = read_json(path / "config.json") or {}
+        check_code(raw, class_name(raw.get("model_type")))
+        module = _quietly(
+            transformers.AutoModelForCausalLM.from_pretrained,
+            str(path),
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
     except LoadError as error:
         raise LoadError(f"cannot train with {str(path)!r}: {error}") from error
     return module.to(device).eval()
@@ -63,10 +76,10 @@ def read_module(path: Path, dtype: torch.dtype | str, device: torch.device) -> A
 def stored_dtype(path: Path) -> torch.dtype:
     """The type of a checkpoint's weights, as its config.json has it; float32 where that does not say."""
     try:
-        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype")), None)
-    except (OSError, ValueError, AttributeError):
+        raw = read_json(path / "config.json") or {}
+    except LoadError:
         return torch.float32
+    kind = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype")), None)
     return kind if isinstance(kind, torch.dtype) else torch.float32
 
 
@@ -110,7 +123,9 @@ def prune(module: Any, keep: int) -> Any:
             state[name] = tensor
         elif int(found[2]) in places:
             state[f"{name[: found.start(2)]}{places[int(found[2])]}{name[found.end(2) :]}"] = tensor
-    pruned = _quietly(transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32)
+    pruned = _quietly(
+        transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32, trust_remote_code=False
+    )
     missing = set(pruned.state_dict()) - set(state)
     if missing:
         raise LoadError(f"cannot prune {type(module).__name__}: no layer gives {min(missing)!r}")
