@@ -3,7 +3,7 @@
     python benchmarks/control.py [--prompts 6 --new-tokens 64]   # measures T(n), then replays; --costs: the last T(n)
 
 Tokens are the embedded pair's; time is the sum of T(n) of the pair grown to 0.35 B and 62 M parameters, measured first,
-by a clock of its own (control/timed.py): what decides by time decides as on a quiet machine of these costs, and nothing
+by a clock of its own (bench/timed.py): what decides by time decides as on a quiet machine of these costs, and nothing
 else on the machine disturbs the comparison. Python's own time between forwards is not in it (step_overhead.py has it).
 Each fixed setting is tried on every task; the best one of each task is what the controller is held against,
 which never saw the task: cold pool and nothing learned with every prompt. Raw: benchmarks/results/control.json.
@@ -25,12 +25,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 import ouroboros
+from ouroboros.bench.profiling import measure
 from ouroboros.bench.settings import NINE
 from ouroboros.bench.tasks import load_task
+from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.config import SamplingParams, options_for
 from ouroboros.control.experience import Control
-from ouroboros.control.profile import CostProfile, PairProfile, describe, measure
-from ouroboros.control.timed import TimedModel, VirtualClock
+from ouroboros.control.profile import CostProfile, PairProfile, describe
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel, ScoreRequest, Slot
 from ouroboros.models.grow import load_grown

@@ -28,11 +28,11 @@ import torch
 
 import ouroboros
 from ouroboros.bench.benchmark import benchmark
+from ouroboros.bench.profiling import ROWS, measure
 from ouroboros.bench.report import markdown
 from ouroboros.bench.settings import BenchSettings
 from ouroboros.bench.tasks import load_task
 from ouroboros.control.machine import machine
-from ouroboros.control.profile import ROWS, measure
 from ouroboros.models.grow import GrownShape, load_grown
 from ouroboros.models.llama import LlamaModel
 from ouroboros.pairing import EMBEDDED

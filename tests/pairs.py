@@ -16,6 +16,7 @@ import ouroboros
 from ouroboros.models.base import CausalModel
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
+from ouroboros.models.quantised import Precision
 from tests.reference import NaiveLlama
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -46,7 +47,7 @@ class Weights:
 
 
 def native(config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> LlamaModel:
-    return LlamaModel(parse_config(config), Weights(tensors), frozenset(), dtype, CPU)
+    return LlamaModel(parse_config(config), Weights(tensors), frozenset(), Precision.of(dtype), CPU)
 
 
 def random_weights(config: Mapping[str, Any], seed: int, scale: float = 0.6) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ouroboros import Decoder, OuroborosOptions, SamplingParams
+from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.config import LookaheadOptions, TokenRecyclingOptions
 from ouroboros.control.controller import Controller
 from ouroboros.control.cost import Costs
@@ -18,7 +19,6 @@ from ouroboros.control.estimates import Calibration, Evidence, RunningMean
 from ouroboros.control.experience import Experience
 from ouroboros.control.prices import ADVANCE, PROBE_SHARE, Prices
 from ouroboros.control.profile import CostProfile
-from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.drafting.base import Drafter
 from ouroboros.drafting.factory import build_drafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter

@@ -27,6 +27,7 @@ from ouroboros.models.families import parse_config
 from ouroboros.models.grow import PRESETS, GrownShape, GrownWeights, grown_config, load_grown, write_grown
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import load_directory
+from ouroboros.models.quantised import Precision
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import CPU, EMBEDDED, Weights, random_weights, tiny_config
 
@@ -109,7 +110,10 @@ def both(more: Mapping[str, Any], shape: GrownShape, dtype: torch.dtype) -> tupl
     small, weights = parse_config(raw), Weights(random_weights(raw, 7))
     large = grown_config(small, shape)
     grown = GrownWeights(small, weights, large, dtype, CPU)
-    return LlamaModel(small, weights, frozenset(), dtype, CPU), LlamaModel(large, grown, frozenset(), dtype, CPU)
+    return tuple(  # type: ignore[return-value]
+        LlamaModel(config, source, frozenset(), Precision.of(dtype), CPU)
+        for config, source in ((small, weights), (large, grown))
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -156,8 +160,8 @@ def test_nothing_leaks(name: str, padding: slice) -> None:
     raw = {**SMALL, **more}
     small, weights = parse_config(raw), Weights(random_weights(raw, 7))
     loud = Loud(small, weights, grown_config(small, shape), padding)
-    large = LlamaModel(grown_config(small, shape), loud, frozenset(), torch.float64, CPU)
-    model = LlamaModel(small, weights, frozenset(), torch.float64, CPU)
+    large = LlamaModel(grown_config(small, shape), loud, frozenset(), Precision.of(torch.float64), CPU)
+    model = LlamaModel(small, weights, frozenset(), Precision.of(torch.float64), CPU)
     assert away(logits(model, text(40)), logits(large, text(40))) < 1e-12
     assert loud.changed > 1000
 

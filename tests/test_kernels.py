@@ -22,7 +22,7 @@ from ouroboros.models.base import ScoreRequest, Slot
 from ouroboros.models.linear import linear, packs
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
-from ouroboros.models.quantised import QUANTISED, head_format, quantise
+from ouroboros.models.quantised import QUANTISED, Precision, head_format, quantise
 from ouroboros.tree import Origin, TokenTree
 from tests.pairs import Weights, random_weights
 
@@ -85,7 +85,9 @@ needed = pytest.mark.skipif(isinstance(library.library(), str), reason=f"no kern
 def model(variant: str, dtype: torch.dtype, engine: str, quantised: str | None = None) -> LlamaModel:
     config = {**BASE, **VARIANTS[variant]}
     tensors = random_weights(config, 3, scale=0.25)
-    return LlamaModel(parse_config(config), Weights(tensors), frozenset(), dtype, CPU, engine, quantised)
+    return LlamaModel(
+        parse_config(config), Weights(tensors), frozenset(), Precision.of(quantised or dtype), CPU, engine
+    )
 
 
 def text(count: int, seed: int = 0) -> list[int]:
@@ -185,7 +187,7 @@ def test_quantised(variant: str, weights: str, engine: str) -> None:
         pytest.skip(str(library.library()))
     config = {**BASE, **VARIANTS[variant]}
     tensors = Weights(rounded(config, weights, engine))
-    exact = LlamaModel(parse_config(config), tensors, frozenset(), torch.float64, CPU, "plain")
+    exact = LlamaModel(parse_config(config), tensors, frozenset(), Precision.of(torch.float64), CPU, "plain")
     small = model(variant, torch.bfloat16, engine, weights)
     assert (small.info.dtype, small.info.engine.split(" (")[0]) == (weights, engine)
     half = model(variant, torch.bfloat16, engine)
@@ -275,14 +277,14 @@ def test_odd_sizes() -> None:
     tensors = random_weights(config, 3, scale=0.25)
 
     def make(dtype: torch.dtype, engine: str) -> LlamaModel:
-        return LlamaModel(parse_config(config), Weights(tensors), frozenset(), dtype, CPU, engine)
+        return LlamaModel(parse_config(config), Weights(tensors), frozenset(), Precision.of(dtype), CPU, engine)
 
     exact, mine = life(make(torch.float64, "auto")), life(make(torch.float32, "kernels"))
     assert (mine - exact).abs().max() <= 2e-5 * exact.abs().max()
     assert "odd sizes" in make(torch.bfloat16, "auto").info.engine
     config["hidden_size"], config["intermediate_size"] = 72, 34
     tensors = random_weights(config, 3, scale=0.25)
-    found = LlamaModel(parse_config(config), Weights(tensors), frozenset(), torch.bfloat16, CPU, quantised="int4")
+    found = LlamaModel(parse_config(config), Weights(tensors), frozenset(), Precision.of("int4"), CPU)
     assert "no multiples of 4" in found.info.engine
     assert life(found).isfinite().all()
 

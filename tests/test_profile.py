@@ -12,7 +12,8 @@ import pytest
 
 import ouroboros
 from ouroboros import InputError, cli
-from ouroboros.control.profile import FORMAT, CostProfile, load_profile, measure, profile_path, save_profile
+from ouroboros.bench.profiling import measure
+from ouroboros.control.profile import FORMAT, CostProfile, load_profile, profile_path, save_profile
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest, Slot
 from tests.pairs import Pair
 

@@ -17,7 +17,7 @@ from ouroboros.models.buffers import BufferPool
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
-from ouroboros.models.quantised import QUANTISED
+from ouroboros.models.quantised import QUANTISED, Precision
 from ouroboros.models.static import ROWS, StaticDecoder
 from ouroboros.phrases.memory import Memory
 from ouroboros.tree import Origin, TokenTree
@@ -41,7 +41,7 @@ def model(
     config = {**tiny_config(), **CONFIGS[name]}
     weights = Weights(random_weights(config, 5))
     place = torch.device(device)
-    return LlamaModel(parse_config(config), weights, frozenset(), dtype, place, engine, quantised)
+    return LlamaModel(parse_config(config), weights, frozenset(), Precision.of(quantised or dtype), place, engine)
 
 
 def random_tree(generator: random.Random, root: int, nodes: int) -> TokenTree:
@@ -165,7 +165,9 @@ def test_decoding_is_the_same_as_graphs(settings: dict[str, Any]) -> None:
 def test_the_oracles_tokens(tiny: Pair) -> None:
     config = tiny_config()
     weights = Weights(random_weights(config, 1))
-    target = LlamaModel(parse_config(config), weights, frozenset(), torch.float64, torch.device("cpu"), engine="static")
+    target = LlamaModel(
+        parse_config(config), weights, frozenset(), Precision.of("float64"), torch.device("cpu"), engine="static"
+    )
     decoder = Decoder(target, tiny.drafts["similar"], None, "ouroboros", OuroborosOptions(), Memory())
     for temperature in (0.0, 1.0):
         params = SamplingParams(max_new_tokens=50, temperature=temperature, seed=5)

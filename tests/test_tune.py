@@ -11,9 +11,9 @@ import pytest
 import ouroboros
 from ouroboros import Decoder, OuroborosOptions, SamplingParams, cli
 from ouroboros.bench.search import search
+from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.config import options_for
 from ouroboros.control.profile import CostProfile, PairProfile
-from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.control.tuned import Tuned, load_tuned, save_tuned, tuned_path
 from tests.pairs import Pair
 

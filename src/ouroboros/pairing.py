@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,11 @@ import torch
 from ouroboros.config import MethodOptions, options_for
 from ouroboros.control.tuned import load_tuned, tuned_path
 from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
-from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
+from ouroboros.errors import InputError, LoadError
 from ouroboros.generate import Decoder, fingerprint
-from ouroboros.models.base import CausalModel, ModelInfo
-from ouroboros.models.llama import check_engine
-from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
+from ouroboros.models.base import CausalModel
 from ouroboros.models.translated import TranslatedModel
+from ouroboros.opening import Placement, name_of, open_draft, open_model
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
@@ -26,9 +24,8 @@ from ouroboros.phrases.storage import load_pool
 from ouroboros.text import Tokenizer
 from ouroboros.translation import translate
 
-__all__ = ["BACKENDS", "EMBEDDED", "load"]
+__all__ = ["EMBEDDED", "load"]
 
-BACKENDS = ("auto", "native", "transformers")
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -84,9 +81,9 @@ def load(
     chosen = options_for(method, options)  # to be refused before anything is read
     needs_draft = method in NEEDS_DRAFT
     if draft is not None and not needs_draft:
-        raise InputError(f"method {method!r} uses no draft model; draft must be None, not {_name(draft)}")
+        raise InputError(f"method {method!r} uses no draft model; draft must be None, not {name_of(draft)}")
     if draft is not None and target is None:
-        raise InputError(f"draft {_name(draft)} needs a target; without one the embedded pair is used")
+        raise InputError(f"draft {name_of(draft)} needs a target; without one the embedded pair is used")
     if target is None:
         target, draft = EMBEDDED / "target", EMBEDDED / "draft" if needs_draft else None
     elif needs_draft and draft is None:
@@ -95,30 +92,20 @@ def load(
         raise InputError(f"method {method!r} uses no phrase pool; pool must be None or False, not {str(pool)!r}")
     if not (pool is None or pool is False or isinstance(pool, PhrasePool | str | os.PathLike)):
         raise InputError(f"pool must be None, False, a path or a PhrasePool, not {pool!r}")
-    if backend not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    check_engine(engine)
-    if engine != "auto" and (backend == "transformers" or device_map is not None):
-        raise InputError(f"engine {engine!r} is the native decoder's; with transformers it must be auto")
+    placement = Placement(dtype, device, backend, engine, device_map)
     if pool_read_only and not isinstance(pool, str | os.PathLike):
         raise InputError(f"pool_read_only needs a pool's path, not {pool!r:.60}")
     if draft_dtype != "auto" and not needs_draft:
         raise InputError(f"method {method!r} uses no draft model; draft_dtype must be auto, not {draft_dtype!r}")
-    if device_map is not None and (backend == "native" or device != "auto"):
-        raise InputError("device_map needs the backend auto or transformers, and device must be auto with it")
     if device_map is not None and not isinstance(target, str | os.PathLike):
-        raise InputError(f"device_map is for a target that is read from files, not for a loaded {_name(target)}")
-    place = pick_device(device)
+        raise InputError(f"device_map is for a target that is read from files, not for a loaded {name_of(target)}")
     words = None if tokenizer is None else Tokenizer.wrap(tokenizer)
-    target_model, own = _load_model(
-        target, dtype, device, place, revision, token, backend, engine, device_map, words is None
-    )
+    target_model, own = open_model(target, placement, revision, token, words is None)
     words = words or own
     draft_model = None
     if draft is not None:
-        place_of_draft = device, place, None, token, backend, engine
-        draft_model, draft_words = _load_draft(draft, dtype, draft_dtype, target_model.info, *place_of_draft)
-        draft_model = _paired(target_model, words, draft_model, draft_words, _name(draft))
+        draft_model, draft_words = open_draft(draft, placement, draft_dtype, target_model.info, token)
+        draft_model = _paired(target_model, words, draft_model, draft_words, name_of(draft))
     if options is None and draft_model is not None and method == "ouroboros":
         tuned = load_tuned(tuned_path(target_model.info, draft_model.info))
         chosen = tuned.chosen() if tuned else chosen
@@ -150,80 +137,6 @@ def _memory(
     if not path.parent.is_dir():
         raise InputError(f"pool {str(path)!r} cannot be made: there is no directory {str(path.parent)!r}")
     return Memory()
-
-
-def _name(model: object) -> str:
-    return repr(str(model)) if isinstance(model, str | os.PathLike) else type(model).__name__
-
-
-def _load_model(
-    source: Any,
-    dtype: str | torch.dtype,
-    device: str,
-    place: torch.device,
-    revision: str | None,
-    token: str | None,
-    backend: str,
-    engine: str,
-    device_map: Any = None,
-    with_tokenizer: bool = True,
-) -> tuple[CausalModel, Tokenizer | None]:
-    if isinstance(source, str | os.PathLike):
-        path = resolve(os.fspath(source), revision, token)
-        model = _from_directory(path, dtype, place, backend, engine, device_map)
-        return model, Tokenizer.from_directory(path) if with_tokenizer else None
-    if isinstance(source, torch.nn.Module):
-        return _from_module(source, dtype, device, backend, engine), None
-    if all(hasattr(source, name) for name in ("info", "open", "prefill", "score")):
-        info: ModelInfo = source.info
-        given = {"dtype": dtype, "device": device, "backend": backend}
-        for name, value in given.items():  # it is as it is
-            has = getattr(info, name)
-            if str(value).removeprefix("torch.") not in ("auto", has):
-                raise InputError(
-                    f"{name} of the loaded {_name(source)} is {has}; it must be auto or that, not {value!r}"
-                )
-        return source, None
-    raise InputError(f"a model must be a directory, a hub id or a loaded model, not {_name(source)}")
-
-
-def _load_draft(
-    source: Any, dtype: str | torch.dtype, draft_dtype: str | torch.dtype, target: ModelInfo, *rest: Any
-) -> tuple[CausalModel, Tokenizer | None]:
-    if draft_dtype != "auto":
-        return _load_model(source, draft_dtype, *rest)
-    if isinstance(source, str | os.PathLike) and target.dtype == "bfloat16" and target.engine == "kernels":
-        with contextlib.suppress(UnsupportedArchitecture, LoadError):  # what is wrong with it is said below
-            return _load_model(source, "w8a8", *rest)
-    return _load_model(source, dtype, *rest)
-
-
-def _from_directory(
-    path: Path, dtype: str | torch.dtype, place: torch.device, backend: str, engine: str, device_map: Any
-) -> CausalModel:
-    if backend != "transformers" and device_map is None:
-        try:
-            return load_directory(path, dtype, place, engine)
-        except UnsupportedArchitecture:
-            if backend == "native" or engine != "auto":
-                raise
-    from ouroboros.models.transformers import load_pretrained
-
-    return load_pretrained(path, dtype, place, device_map)
-
-
-def _from_module(
-    module: torch.nn.Module, dtype: str | torch.dtype, device: str, backend: str, engine: str
-) -> CausalModel:
-    if backend != "transformers":
-        try:
-            return load_module(module, dtype, device, engine)
-        except UnsupportedArchitecture:
-            if backend == "native" or engine != "auto":
-                raise
-    from ouroboros.models.transformers import wrap_module
-
-    return wrap_module(module, dtype, device)
 
 
 def _paired(

@@ -14,14 +14,15 @@ from typing import Any
 from ouroboros.bench.cases import Load, plan
 from ouroboros.bench.pair import BenchPair, open_pair
 from ouroboros.bench.peers import DTYPES, Absent, Peer, open_peers
+from ouroboros.bench.profiling import ROWS, measure
 from ouroboros.bench.records import Results, environment, read_results
 from ouroboros.bench.runner import Runner, Tell
 from ouroboros.bench.settings import BenchSettings
 from ouroboros.bench.tasks import load_task
+from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.bench.tuning import options_from_tuning, tune
 from ouroboros.control.machine import machine
-from ouroboros.control.profile import ROWS, CostProfile, describe, measure
-from ouroboros.control.timed import TimedModel, VirtualClock
+from ouroboros.control.profile import CostProfile, describe
 from ouroboros.errors import InputError
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel

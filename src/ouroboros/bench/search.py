@@ -1,7 +1,7 @@
 """The options that suit a pair, a machine and a kind of text: searched by replay, confirmed by real runs.
 
 Each setting is replayed on every prompt: the target's rows come from a recording (models/recorded.py), and forwards
-take their measured T(n) by a clock of their own (control/timed.py), so that neither other programs nor the order of the
+take their measured T(n) by a clock of their own (bench/timed.py), so that neither other programs nor the order of the
 settings matter. The best ones, the defaults and plain decoding then run in turns, and the clock on the wall decides.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.config import SamplingParams, options_for
 from ouroboros.control.experience import Control
 from ouroboros.control.machine import machine
 from ouroboros.control.profile import PairProfile, describe
-from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.control.tuned import Tuned
 from ouroboros.generate import Decoder
 from ouroboros.models.base import CausalModel

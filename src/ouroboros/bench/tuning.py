@@ -1,7 +1,7 @@
 """Each baseline at its own best setting: every setting of a stated grid, replayed on prompts that are not measured.
 
 A setting's steps are those of a real run (models/recorded.py); its time is the sum of T(n) over all forwards of target
-and draft model (control/timed.py), so that nothing else on the machine decides. The setting with the highest geometric
+and draft model (bench/timed.py), so that nothing else on the machine decides. The setting with the highest geometric
 mean of tokens per second over the prompts is taken, as the report means speed-ups over tasks: by summed seconds the
 slowest prompt would choose for all. Greedy and sampled decoding are searched apart; settings that fall far behind the
 best are dropped on the way. Methods that learn from rejected rows ask the target for those; the others need it no more.
@@ -26,10 +26,10 @@ from ouroboros.bench.pair import BenchPair
 from ouroboros.bench.runner import Options, Tell
 from ouroboros.bench.settings import PLAIN, BenchSettings
 from ouroboros.bench.tasks import Item
+from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.config import METHODS, MethodOptions, SamplingParams
 from ouroboros.control.machine import machine
 from ouroboros.control.profile import CostProfile, describe
-from ouroboros.control.timed import TimedModel, VirtualClock
 from ouroboros.directories import cache_directory
 from ouroboros.models.base import CausalModel, ScoreRequest
 from ouroboros.models.context import Context

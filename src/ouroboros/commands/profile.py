@@ -57,7 +57,8 @@ def profile(
     method = "speculative" if both else "autoregressive"
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
-        from ouroboros.control.profile import CONTEXTS, ROWS, measure, profile_path, save_profile
+        from ouroboros.bench.profiling import CONTEXTS, ROWS, measure
+        from ouroboros.control.profile import profile_path, save_profile
 
         decoder = tools.load(target, draft, method, options_from_strings(method, {}), place, None, False)
     models = {"target": decoder.target} | ({} if decoder.draft is None else {"draft": decoder.draft})

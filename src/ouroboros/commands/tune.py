@@ -60,8 +60,9 @@ def tune(
         SamplingParams(temperature=value)
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
+        from ouroboros.bench.profiling import CONTEXTS, ROWS, measure
         from ouroboros.bench.search import search
-        from ouroboros.control.profile import CONTEXTS, ROWS, PairProfile, measure, profile_path, save_profile
+        from ouroboros.control.profile import PairProfile, profile_path, save_profile
         from ouroboros.control.tuned import save_tuned, tuned_path
 
         decoder = tools.load(target, draft, "ouroboros", {}, place, False, False)

@@ -26,7 +26,7 @@ from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest, Work
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.context import Context
 from ouroboros.models.llama import LlamaModel
-from ouroboros.models.quantised import QUANTISED
+from ouroboros.models.quantised import QUANTISED, Precision
 from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["Speeds", "forget_speeds", "machine", "prior_of", "speeds_of", "time_forward"]
@@ -140,12 +140,9 @@ def _measure(info: ModelInfo) -> Speeds:
 
 
 def _sample(info: ModelInfo, config: DecoderConfig) -> LlamaModel:
-    quantised = info.dtype if info.dtype in QUANTISED else None
-    dtype = torch.bfloat16 if quantised else getattr(torch, info.dtype)
     engine = info.engine.partition(" (")[0].partition(",")[0] if info.backend == "native" else "plain"
-    return LlamaModel(
-        config, _Random(config), frozenset(), dtype, torch.device(info.device), engine or "auto", quantised
-    )
+    place = torch.device(info.device)
+    return LlamaModel(config, _Random(config), frozenset(), Precision.of(info.dtype), place, engine or "auto")
 
 
 def least_times(model: CausalModel, sizes: tuple[int, ...], seconds: float) -> dict[int, float]:

@@ -1,8 +1,7 @@
-"""A profile: T(n, context) measured with care, for looking at, for replays in measured times, and as a better start.
+"""A profile: T(n, context) as it was measured with care (bench/profiling.py), and its file.
 
-It is measured for a model, dtype and device, and kept in the user's cache directory. Times differ from run to run; so
-the sizes are measured in turns, and the median of each counts. Decoding corrects what it begins with (cost.py). It
-knows nothing of drafting.
+It is of a model, dtype and device, and kept in the user's cache directory, for replays in measured times and as a
+better start: decoding corrects what it begins with (cost.py). It knows nothing of drafting.
 """
 
 from __future__ import annotations
@@ -11,32 +10,23 @@ import bisect
 import dataclasses
 import hashlib
 import json
-import random
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ouroboros.control.machine import machine, time_forward
+from ouroboros.control.machine import machine
 from ouroboros.directories import cache_directory, write_json
-from ouroboros.errors import InputError
-from ouroboros.models.base import CausalModel, ModelInfo
-from ouroboros.models.context import Context
+from ouroboros.models.base import ModelInfo
 
 __all__ = [
-    "CONTEXTS",
-    "ROWS",
     "CostProfile",
     "PairProfile",
     "describe",
     "load_profile",
-    "measure",
     "profile_path",
     "save_profile",
 ]
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-CONTEXTS = (256, 1024)
 FORMAT = 3
 
 
@@ -96,58 +86,6 @@ def describe(info: ModelInfo) -> str:
     size = f"{info.parameters} parameters, {info.vocab_size} tokens"
     computes = " ".join(part for part in (info.backend, info.engine.partition(" (")[0]) if part)
     return f"{computes} {size}, {info.dtype} on {info.device}, {'trees' if info.trees else 'chains'}"
-
-
-def measure(
-    model: CausalModel,
-    rows: Sequence[int] = ROWS,
-    contexts: Sequence[int] = CONTEXTS,
-    repeats: int = 7,
-    progress: Callable[[str], None] = lambda text: None,
-    typical: Callable[[Sequence[float]], float] = statistics.median,
-) -> CostProfile:
-    """Times forwards of all sizes in random order, ``repeats`` rounds each; logits of all rows are computed.
-
-    ``typical``: which of a size's times counts.
-
-    Raises:
-        InputError: a size that is no whole number of at least 1, or that the model's context does not hold.
-    """
-    info = model.info
-    for name, sizes in (("rows", rows), ("context", contexts)):
-        if not sizes or any(size < 1 for size in sizes):
-            raise InputError(f"{name} must be whole numbers of at least 1, not {list(sizes)}")
-    if repeats < 1:
-        raise InputError(f"repeats must be a whole number of at least 1, not {repeats}")
-    rows, contexts = sorted(set(rows)), sorted(set(contexts))
-    if max(rows) + max(contexts) > info.max_positions:
-        wanted = f"{max(contexts)} cached positions and {max(rows)} rows"
-        raise InputError(f"{wanted} are more than the {info.max_positions} that the model's context holds")
-    order = random.Random(0)
-    medians, spreads = [], []
-    for size in contexts:
-        progress(f"a cache of {size} positions")
-        tokens = [order.randrange(info.vocab_size) for _ in range(size + 1)]
-        context = Context(model)
-        context.prefill(tokens)
-        for n in rows:  # one round to warm up
-            time_forward(context, n, tokens)
-        times: dict[int, list[float]] = {n: [] for n in rows}
-        for _ in range(repeats):
-            for n in order.sample(rows, len(rows)):
-                times[n].append(time_forward(context, n, tokens))
-        medians.append(tuple(typical(times[n]) for n in rows))
-        spreads.append(tuple(_spread(times[n]) for n in rows))
-    return CostProfile(
-        describe(info), machine(info.device), tuple(rows), tuple(contexts), tuple(medians), tuple(spreads)
-    )
-
-
-def _spread(times: Sequence[float]) -> float:
-    if len(times) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
-    return high - low
 
 
 def profile_path(info: ModelInfo, directory: Path | None = None) -> Path:

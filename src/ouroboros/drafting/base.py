@@ -12,7 +12,7 @@ from ouroboros.stats import Decision
 from ouroboros.tree import TokenTree
 from ouroboros.verify import Verdict
 
-__all__ = ["DraftSession", "Drafter"]
+__all__ = ["DraftSession", "Drafter", "Modelless"]
 
 RESERVE = 64  # positions of a draft model's context that are kept for the draft itself
 CATCH_UP = 32  # tokens that the draft model lacks: up to this many come with the next forward's rows
@@ -32,6 +32,19 @@ class Drafter(Protocol):
 
     def stop(self, sequence: Sequence[int]) -> None:
         """The request is over, or given up; ``sequence`` is all that was committed. Called once."""
+
+
+class Modelless:
+    """What drafters without a draft model do alike: nothing to read, nothing to learn, nothing to end."""
+
+    def start(self, prompt: Sequence[int]) -> Flow[None]:
+        yield from ()
+
+    def observe(self, verdict: Verdict) -> Decision | None:
+        return None
+
+    def stop(self, sequence: Sequence[int]) -> None:
+        pass
 
 
 class DraftSession:

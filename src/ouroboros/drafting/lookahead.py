@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouroboros.config import LookaheadOptions
+from ouroboros.drafting.base import Modelless
 from ouroboros.flow import Flow
 from ouroboros.phrases.harvest import TextHarvest
 from ouroboros.phrases.lookahead import LookaheadWindow
@@ -18,7 +19,7 @@ from ouroboros.verify import Verdict
 __all__ = ["LookaheadDrafter"]
 
 
-class LookaheadDrafter:
+class LookaheadDrafter(Modelless):
     """See base.Drafter."""
 
     def __init__(self, options: LookaheadOptions, pool: PhrasePool, prompt: Sequence[int], max_positions: int) -> None:
@@ -33,9 +34,6 @@ class LookaheadDrafter:
         self._sequence: Sequence[int] = prompt
         self._found: Found | None = None
 
-    def start(self, prompt: Sequence[int]) -> Flow[None]:
-        yield from ()
-
     def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
         yield from ()
         if self._harvest is not None:
@@ -48,9 +46,6 @@ class LookaheadDrafter:
 
     def _fits(self, sequence: Sequence[int]) -> bool:
         return len(sequence) + self._window.depth <= self._max_positions
-
-    def stop(self, sequence: Sequence[int]) -> None:
-        pass
 
     def observe(self, verdict: Verdict) -> None:
         assert self._found is not None

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouroboros.config import PromptLookupOptions
+from ouroboros.drafting.base import Modelless
 from ouroboros.flow import Flow
 from ouroboros.tree import Origin, TokenTree
-from ouroboros.verify import Verdict
 
 __all__ = ["PromptLookupDrafter"]
 
 
-class PromptLookupDrafter:
+class PromptLookupDrafter(Modelless):
     """See base.Drafter."""
 
     def __init__(self, options: PromptLookupOptions, prompt_length: int) -> None:
@@ -24,9 +24,6 @@ class PromptLookupDrafter:
         self._prompt_length = prompt_length
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram → index behind its latest occurrence
         self._indexed = 0  # n-grams that end here or before are in the index
-
-    def start(self, prompt: Sequence[int]) -> Flow[None]:
-        yield from ()
 
     def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
         yield from ()
@@ -42,12 +39,6 @@ class PromptLookupDrafter:
                 text.append(text[index])
             tree.extend(0, text[len(sequence) :], origin)
         return tree
-
-    def stop(self, sequence: Sequence[int]) -> None:
-        pass
-
-    def observe(self, verdict: Verdict) -> None:
-        return None
 
     def _index(self, sequence: Sequence[int], last: int) -> None:
         for end in range(self._indexed + 1, last + 1):

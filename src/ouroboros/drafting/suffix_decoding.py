@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ouroboros.config import SuffixDecodingOptions
+from ouroboros.drafting.base import Modelless
 from ouroboros.flow import Flow
 from ouroboros.phrases.suffixes import SuffixIndex
 from ouroboros.tree import Origin, TokenTree
-from ouroboros.verify import Verdict
 
 __all__ = ["SuffixDecodingDrafter"]
 
 
-class SuffixDecodingDrafter:
+class SuffixDecodingDrafter(Modelless):
     """See base.Drafter. ``outputs`` are those of earlier requests; this one's is added to them as it grows."""
 
     def __init__(self, options: SuffixDecodingOptions, outputs: SuffixIndex, prompt: Sequence[int]) -> None:
@@ -27,9 +27,6 @@ class SuffixDecodingDrafter:
         self._text, self._output = self._own.start(), outputs.start()
         self._learnt = 0  # tokens of the request that are in its own index
         self._prompt_length = len(prompt)
-
-    def start(self, prompt: Sequence[int]) -> Flow[None]:
-        yield from ()
 
     def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
         yield from ()
@@ -43,9 +40,6 @@ class SuffixDecodingDrafter:
         ]
         best = max((one for one in found if one is not None), key=lambda one: one.score, default=None)
         return TokenTree(sequence[-1]) if best is None else best.tree
-
-    def observe(self, verdict: Verdict) -> None:
-        return None
 
     def stop(self, sequence: Sequence[int]) -> None:
         self._learn(sequence)

@@ -12,6 +12,7 @@ import heapq
 from collections.abc import Sequence
 
 from ouroboros.config import TokenRecyclingOptions
+from ouroboros.drafting.base import Modelless
 from ouroboros.flow import Flow
 from ouroboros.phrases.memory import Successors
 from ouroboros.tree import Origin, TokenTree
@@ -54,16 +55,13 @@ def best_size(seconds: Sequence[float], width: int) -> int:
     return size
 
 
-class TokenRecyclingDrafter:
+class TokenRecyclingDrafter(Modelless):
     """See base.Drafter. ``successors`` are read and renewed."""
 
     def __init__(self, options: TokenRecyclingOptions, successors: Successors) -> None:
         self._options = options
         self._size = options.PUBLISHED if options.tree_tokens is None else options.tree_tokens
         self._successors = successors
-
-    def start(self, prompt: Sequence[int]) -> Flow[None]:
-        yield from ()
 
     def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
         yield from ()
@@ -78,9 +76,6 @@ class TokenRecyclingDrafter:
                     node = tree.add(above, known[rank], Origin.RECYCLED)
             nodes.append(node)
         return tree
-
-    def stop(self, sequence: Sequence[int]) -> None:
-        pass
 
     def observe(self, verdict: Verdict) -> None:
         count = min(self._options.successors, verdict.logits_NV.shape[-1])

@@ -23,7 +23,7 @@ from ouroboros.models.kernels import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
-from ouroboros.models.quantised import QUANTISED, weight_bytes
+from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
 from ouroboros.models.static import StaticDecoder
 from ouroboros.models.weights import Reader, WeightSource
 
@@ -46,10 +46,9 @@ class LlamaModel:
 
     Args:
         config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
-        eos_token_ids, grown: kept for ``info``. dtype, device: where and how to compute.
+        eos_token_ids, grown: kept for ``info``. precision, device: how and where to compute.
         engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py);
             ``static``: these in fixed shapes, on CUDA as graphs (static.py).
-        quantised: ``int8`` or ``int4``: the weights' format (see quantised.py); ``dtype`` is bfloat16 then, the rows'.
 
     Raises:
         LoadError: a tensor is missing or has the wrong shape.
@@ -61,16 +60,15 @@ class LlamaModel:
         config: DecoderConfig,
         weights: WeightSource,
         eos_token_ids: frozenset[int],
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
         engine: str = "auto",
-        quantised: str | None = None,
         grown: str | None = None,
     ) -> None:
-        reader = Reader(config, weights, dtype, device)
+        reader = Reader(config, weights, precision.rows, device)
         self.config = config
-        self._dtype, self._device = dtype, device
-        self._decoder, computes = _decoder(reader, engine, quantised or str(dtype).removeprefix("torch."))
+        self._dtype, self._device = precision.rows, device
+        self._decoder, computes = _decoder(reader, engine, precision.weights)
         rows = config.max_position_embeddings + PREFILL_CHUNK  # of the last tree some lie beyond the last position
         self._buffers = buffers_for(device, rows, isinstance(self._decoder, StaticDecoder))
         self.info = ModelInfo(
@@ -79,11 +77,11 @@ class LlamaModel:
             max_positions=config.max_position_embeddings,
             eos_token_ids=eos_token_ids,
             parameters=sum(math.prod(shape) for shape in config.shapes().values()),
-            dtype=quantised or str(dtype).removeprefix("torch."),
+            dtype=precision.weights,
             device=str(device),
             engine=computes,
             grown=grown,
-            work=_work(config, quantised or str(dtype).removeprefix("torch.")),
+            work=_work(config, precision),
         )
 
     def open(self) -> KVCache:
@@ -112,15 +110,15 @@ class LlamaModel:
         return list(self._decoder.forward(blocks, wanted).split(counts))
 
 
-def _work(config: DecoderConfig, dtype: str) -> Work:
+def _work(config: DecoderConfig, precision: Precision) -> Work:
     """What a forward reads and multiplies: all matrices once, the output matrix among them."""
     matrices = {name: shape for name, shape in config.shapes().items() if len(shape) == 2}
     embedding = matrices.pop("model.embed_tokens.weight")  # one row of it is read for each token
     matrices["lm_head.weight"] = matrices.get("lm_head.weight", embedding)
-    size = 2 if dtype in QUANTISED else getattr(torch, dtype).itemsize
+    size = precision.rows.itemsize
     layers, heads = config.num_hidden_layers, config.num_attention_heads * config.head_dim
     return Work(
-        bytes=weight_bytes(matrices, dtype),
+        bytes=weight_bytes(matrices, precision.weights),
         products=sum(math.prod(shape) for shape in matrices.values()),
         cache_bytes=2 * layers * config.num_key_value_heads * config.head_dim * size,
         cache_products=2 * layers * heads,

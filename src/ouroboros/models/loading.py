@@ -17,7 +17,7 @@ from ouroboros.models.kernels import unsupported
 from ouroboros.models.linear import packs
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
-from ouroboros.models.quantised import QUANTISED, weight_bytes
+from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
 from ouroboros.models.sound import EMBEDDING, check_model
 from ouroboros.models.tensors import DTYPES, Tensors, stored_dtype
 
@@ -118,22 +118,23 @@ def build(
     """
     config = checkpoint.config
     shapes = {name: shape for name, shape in config.shapes().items() if weights.shape(name) == shape}
-    quantised = str(dtype) if dtype in QUANTISED else None
+    rounded = dtype in QUANTISED
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    kind = pick_dtype("bfloat16" if quantised else dtype, weights.dtype, parameters, device)
-    name_of = quantised or str(kind).removeprefix("torch.")
+    kind = pick_dtype("bfloat16" if rounded else dtype, weights.dtype, parameters, device)
+    precision = Precision.of(str(dtype) if rounded else kind)
     available = available_memory(device)
-    needed = weight_bytes(shapes, name_of)
-    if not quantised:
-        shared = weight_bytes({n: shape for n, shape in shapes.items() if weights.shares(n, kind, device)}, name_of)
+    needed = weight_bytes(shapes, precision.weights)
+    if not rounded:
+        here = {name: shape for name, shape in shapes.items() if weights.shares(name, kind, device)}
+        shared = weight_bytes(here, precision.weights)
         repacks = packs(kind, device) or unsupported(config, kind, device) is None
         copies = engine in ("kernels", "packed") or (engine == "auto" and repacks)
         if engine == "auto" and copies and shared and available is not None and needed > available:
             engine, copies = "plain", False
         needed -= 0 if copies else shared
-    check_memory(needed, available, device, name_of)
+    check_memory(needed, available, device, precision.weights)
     eos = checkpoint.eos_token_ids
-    model = LlamaModel(config, weights, eos, kind, device, engine, quantised, checkpoint.grown)
+    model = LlamaModel(config, weights, eos, precision, device, engine, checkpoint.grown)
     embedding = None if config.tie_word_embeddings else EMBEDDING
-    check_model(model, shapes, weights.get, checkpoint.grown is not None, quantised is not None, embedding)
+    check_model(model, shapes, weights.get, checkpoint.grown is not None, rounded, embedding)
     return model

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GROUP", "QUANTISED", "Quantised", "head_format", "quantise", "weight_bytes"]
+__all__ = ["GROUP", "QUANTISED", "Precision", "Quantised", "head_format", "quantise", "weight_bytes"]
 
 QUANTISED = ("int8", "int4", "w8a8")
 GROUP = 32  # inputs
@@ -28,6 +28,27 @@ AT_ONCE = 1 << 20  # weights whose floats are in memory together
 TOPS = (7.0, 8.0, 9.0)
 TINY = 1e-30  # what is smaller counts as zero
 LARGEST = torch.finfo(torch.bfloat16).max  # and what is infinite (a token that is never to be) as this
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """``rows``: the type of activations, caches and logits. ``weights``: the matrices' format, by the name of that type
+    or one of QUANTISED."""
+
+    rows: torch.dtype
+    weights: str
+
+    @classmethod
+    def of(cls, dtype: torch.dtype | str) -> Precision:
+        """Rows and weights alike, or bfloat16 rows for a name of QUANTISED."""
+        if isinstance(dtype, torch.dtype):
+            return cls(dtype, str(dtype).removeprefix("torch."))
+        return cls(torch.bfloat16 if dtype in QUANTISED else getattr(torch, dtype), dtype)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether weights are rounded to another format than the rows'."""
+        return self.weights in QUANTISED
 
 
 @dataclass(frozen=True, slots=True)
