@@ -121,8 +121,12 @@ def naive(name: str, column: str) -> tuple[int, ...]:
 # ----------------------------------------------------------------------------------------------------------- the tests
 
 
-# Whatever a forward costs on this machine: drafts are made and rejected. The controller has tests of its own.
-FIXED = {"control": False, "draft_tokens": 4, "tree_tokens": 32}
+# Whatever a forward costs on this machine: drafts are made and rejected. What chooses by costs has tests of its own.
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "ouroboros": {"control": False, "draft_tokens": 4, "tree_tokens": 32},
+    "lookahead": {"window": 10, "ngram": 5, "branches": 8},
+    "token_recycling": {"tree_tokens": 80},
+}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -133,7 +137,7 @@ def test_matrix(name: str) -> None:
     for method in METHODS:
         totals: Counter[str] = Counter()
         own = draft if method == "ouroboros" else None
-        decoder = ouroboros.load(module(name), own, tokenizer(), method, options=FIXED if own is not None else None)
+        decoder = ouroboros.load(module(name), own, tokenizer(), method, options=SIZES.get(method))
         for column in COLUMNS:
             result = decoder.generate(prompt(), seed=SEED, **request(column))
             assert result.token_ids == expected[column], (method, column)
@@ -164,7 +168,7 @@ def happened(stats: ouroboros.Stats) -> Counter[str]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_is_what_generate_writes(name: str) -> None:
     """transformers' own generation, over its own caches."""
-    decoder = ouroboros.load(module(name), perturbed(module(name)), options=FIXED)
+    decoder = ouroboros.load(module(name), perturbed(module(name)), options=SIZES["ouroboros"])
     totals: Counter[str] = Counter()
     settings: Sequence[dict[str, Any]] = ({}, {"repetition_penalty": 1.2})
     for more in settings:

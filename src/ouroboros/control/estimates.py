@@ -66,7 +66,7 @@ class Evidence(IntEnum):
 
 
 # What such guesses' own number is multiplied by before any was counted: how often they were right over what they said,
-# Qwen2.5-Coder 1.5 B and 0.5 B on chat prompts, greedily and at temperature 0.8 (docs/LOG.md). Others stand as they are.
+# Qwen2.5-Coder 1.5 B and 0.5 B on chat prompts, greedy and at temperature 0.8 (docs/LOG.md). Others count as they are.
 SAID = {
     Evidence.PHRASE: 0.3,
     Evidence.PHRASE_2: 0.5,
