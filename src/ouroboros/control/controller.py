@@ -26,7 +26,8 @@ __all__ = ["Controller"]
 NODES = 160  # of a plan: phrases after phrases end here
 WORTH = 2.0  # rows' prices that a node must be worth for a look at what may follow it
 RIGHT = 0.8  # how often the draft model's first choice is right where recycled predictions are of no use, greedily
-LEAST = 64  # tokens of a prompt's end that are worth reading where not all of it is
+LEAST = 64  # tokens of a text's end that are worth reading where not all of it is
+LASTING = 24  # new tokens, after which a text is expected to go on: answers out of a long passage end before
 
 
 class Controller:
@@ -62,16 +63,19 @@ class Controller:
         self._gain = self._price = self._promised = self._expected = 0.0
 
     def reads(self, draft: DraftSession, prompt: Sequence[int]) -> bool:
-        """A prompt that costs more to read than may be lost is read from nearer its end, if that is possible."""
-        prices, missing = self.prices, draft.missing(prompt)
+        return self.prices.reading_pays(draft.missing(prompt))
+
+    def _missing(self, draft: DraftSession) -> int:
+        """Tokens that the draft model would have to read. Of more than may be paid for it reads the end, if it can,
+        once the text has lasted: until then the answer to a long prompt may be a short one."""
+        prices, missing = self.prices, draft.missing(self._sequence)
         price, budget = prices.reading(missing), prices.budget
-        if price > budget and draft.part_of_text and not draft.skipped:
+        if price > budget and prices.written >= LASTING and draft.part_of_text and not draft.skipped:
             tokens = int(missing * budget / price)
-            if tokens < LEAST:
-                return False
-            draft.read_from(prompt, len(prompt) - 1 - tokens)
-            missing = draft.missing(prompt)
-        return prices.reading_pays(missing)
+            if tokens >= LEAST:
+                draft.read_from(self._sequence, len(self._sequence) - 1 - tokens)
+                return draft.missing(self._sequence)
+        return missing
 
     def begin(self, sequence: Sequence[int], room: int) -> None:
         self._begin()
@@ -88,7 +92,7 @@ class Controller:
             prices.consider(sorted(plan.chances[1:], reverse=True))
         if draft is None:
             return []
-        missing = 0 if self._draft_rows else draft.missing(self._sequence)
+        missing = 0 if self._draft_rows else self._missing(draft)
         nodes, gains = self._candidates(plan, draft)
         if not nodes:
             return []

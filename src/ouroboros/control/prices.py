@@ -40,6 +40,7 @@ class Prices:
 
     Attributes:
         own_rate: R of this request, tokens per second. rate: that of all requests in the target's forwards.
+        written: new tokens of the request.
     """
 
     def __init__(self, target: Costs, draft: Costs, experience: Experience, context: int, room: int) -> None:
@@ -49,7 +50,8 @@ class Prices:
         self._room = room
         self._others, self._others_rate = 0, 0.0
         self._tokens = self._seconds = 0.0  # of the last steps, fading
-        self._written = self._taken = 0.0  # of the whole request
+        self.written = 0
+        self._taken = 0.0  # seconds of the whole request
         self._without = 0.0  # seconds of a token lately, where nothing was drafted by the model
         self._came = self._promised = DRAFTED  # draft tokens that were accepted, and that were expected to be
         self.own_rate = self.rate = 0.0
@@ -173,7 +175,7 @@ class Prices:
     @property
     def budget(self) -> float:
         """Seconds that may go into reading: what was saved over plain decoding, and an advance."""
-        return ADVANCE * self._plain + self._written * self._plain - self._taken
+        return ADVANCE * self._plain + self.written * self._plain - self._taken
 
     def reading_pays(self, tokens: int) -> bool:
         """Whether the draft model should read ``tokens`` tokens: drafts then make what is still to come cheaper."""
@@ -181,7 +183,7 @@ class Prices:
             return True
         price = self.reading(tokens)
         without = (self._hand + (self._without or self._hand)) / 2
-        gain = min(self._room - self._written, self.experience.remaining) * (without - self._chain)
+        gain = min(self._room - self.written, self.experience.remaining) * (without - self._chain)
         share = self.rate / self.own_rate  # others wait meanwhile
         return gain > price * share and price <= self.budget
 
@@ -208,7 +210,7 @@ class Prices:
         if self._promised > MEMORY:
             self._came, self._promised = self._came / 2, self._promised / 2
         self._tokens, self._seconds = FADE * self._tokens + tokens, FADE * self._seconds + seconds
-        self._written, self._taken = self._written + tokens, self._taken + seconds
+        self.written, self._taken = self.written + tokens, self._taken + seconds
         if not drafting:
             each = seconds / tokens
             self._without = (self._without + each) / 2 if self._without else each
