@@ -144,6 +144,17 @@ def test_a_request_begins_with_what_others_learned_and_learns_faster() -> None:
     assert own.chance(Evidence.PHRASE, 0.55) < 0.3 < shared.chance(Evidence.PHRASE, 0.55)
 
 
+def test_guesses_begin_as_they_proved_elsewhere() -> None:
+    first = Calibration(said={Evidence.PHRASE: 0.3})
+    assert first.chance(Evidence.PHRASE, 0.5) == pytest.approx(0.15)
+    assert first.chance(Evidence.FIRST, 0.5) == pytest.approx(0.5)
+    assert Calibration(first).chance(Evidence.PHRASE, 0.5) == pytest.approx(0.15)
+    for _ in range(200):
+        first.learn(Evidence.PHRASE, 0.5, True)
+    assert first.chance(Evidence.PHRASE, 0.5) > 0.95
+    assert Experience().calibration.chance(Evidence.PHRASE, 0.5) < 0.3
+
+
 def test_how_long_texts_still_are() -> None:
     known = Experience()
     before = known.remaining

@@ -254,7 +254,7 @@ def test_the_hub_is_told_of_revision_and_token(monkeypatch: pytest.MonkeyPatch) 
         seen.append((source, revision, token))
         return EMBEDDED / "target"
 
-    monkeypatch.setattr(pairing, "resolve", resolve)
+    monkeypatch.setattr("ouroboros.opening.resolve", resolve)
     _model(target="owner/name", revision="r", token="t")
     assert seen == [("owner/name", "r", "t")]
 

@@ -9,9 +9,10 @@ learned. It knows nothing of trees or models.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 from enum import IntEnum
 
-__all__ = ["Calibration", "Evidence", "RunningMean"]
+__all__ = ["SAID", "Calibration", "Evidence", "RunningMean"]
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 OWN_PRIOR = 12.0  # observations that earlier requests count for
@@ -83,11 +84,13 @@ class Calibration:
 
     Args:
         before: what earlier requests have learned; it learns along. None for the first.
+        said: for the first, what guesses' own number is multiplied by before any was counted.
     """
 
-    def __init__(self, before: Calibration | None = None) -> None:
+    def __init__(self, before: Calibration | None = None, said: Mapping[Evidence, float] | None = None) -> None:
         size = len(Evidence) * (len(EDGES) + 1)
         self._before = before
+        self._said = said or {}
         self._seen = [0.0] * size
         self._right = [0.0] * size
         self._lines: list[tuple[float, float] | None] = [None] * size  # chance = a + b × number; None: not computed yet
@@ -103,7 +106,7 @@ class Calibration:
     def _line(self, place: int) -> tuple[float, float]:
         right, seen = self._right[place], self._seen[place]
         if self._before is None:
-            said = SAID.get(Evidence(place // (len(EDGES) + 1)), 1.0)
+            said = self._said.get(Evidence(place // (len(EDGES) + 1)), 1.0)
             return right / (seen + RAW_PRIOR), said * RAW_PRIOR / (seen + RAW_PRIOR)
         least, slope = self._before._line(place)
         return (right + OWN_PRIOR * least) / (seen + OWN_PRIOR), OWN_PRIOR * slope / (seen + OWN_PRIOR)

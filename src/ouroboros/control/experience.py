@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from ouroboros.control.cost import Costs
-from ouroboros.control.estimates import Calibration, RunningMean
+from ouroboros.control.estimates import SAID, Calibration, RunningMean
 from ouroboros.control.machine import forget_speeds, prior_of, work_of
 from ouroboros.control.profile import CostProfile, PairProfile, describe, load_profile, profile_path
 from ouroboros.flow import Need
@@ -31,7 +31,7 @@ class Experience:
             that were not expected to pay.
     """
 
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: Calibration = field(default_factory=lambda: Calibration(said=SAID))
     first: RunningMean = field(default_factory=lambda: RunningMean(FIRST, weight=1.5, memory=96))
     window: RunningMean = field(default_factory=lambda: RunningMean(WINDOW, weight=30, memory=400))
     overhead: float = 0.0
