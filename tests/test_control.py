@@ -13,13 +13,13 @@ import pytest
 from ouroboros import Decoder, OuroborosOptions, SamplingParams
 from ouroboros.bench.timed import TimedModel, VirtualClock
 from ouroboros.config import LookaheadOptions, TokenRecyclingOptions
-from ouroboros.control.controller import Controller
+from ouroboros.control.controller import LASTING, Controller
 from ouroboros.control.cost import Costs
 from ouroboros.control.estimates import Calibration, Evidence, RunningMean
 from ouroboros.control.experience import Experience
 from ouroboros.control.prices import ADVANCE, PROBE_SHARE, Prices
 from ouroboros.control.profile import CostProfile
-from ouroboros.drafting.base import Drafter
+from ouroboros.drafting.base import Drafter, DraftSession
 from ouroboros.drafting.factory import build_drafter
 from ouroboros.drafting.ouroboros import OuroborosDrafter
 from ouroboros.drafting.sizes import chosen_sizes, pays
@@ -269,6 +269,26 @@ def test_reading_must_pay_beside_what_phrases_give_now() -> None:
         mine.observe(1, 1, 0.0, False, False)
         waited += 1
     assert waited <= 2
+
+
+@pytest.mark.parametrize("taken", [0.0, 1e6])
+def test_of_a_long_text_the_end_is_read_once_the_answer_has_lasted(tiny: Pair, taken: float) -> None:
+    """Nothing before, and nothing where time was lost; what was read once is not read from another place."""
+    text = [1 + n % 38 for n in range(400)]
+    mine = prices(STEEP, context=len(text), room=1000)
+    control = Controller(OuroborosOptions(), mine)
+    draft = DraftSession(Context(tiny.drafts["similar"]), text)
+    mine.reading = lambda tokens: 0.002 * tokens  # type: ignore[method-assign]
+    control.begin(text, 50)
+    assert not control.reads(draft, text)
+    assert control._missing(draft) == 399
+    mine.written, mine._taken = LASTING, LASTING * STEEP.target(1) + taken
+    found = control._missing(draft)
+    assert found == 399 if taken else 64 <= found < 110
+    assert draft.skipped == 399 - found
+    assert control._missing(draft) == found
+    drive(draft.prefill(text))
+    assert control._missing(draft) == 0
 
 
 def test_a_streak_does_not_price_what_comes_after_it() -> None:

@@ -70,7 +70,7 @@ class Controller:
         once the text has lasted: until then the answer to a long prompt may be a short one."""
         prices, missing = self.prices, draft.missing(self._sequence)
         price, budget = prices.reading(missing), prices.budget
-        if price > budget and prices.written >= LASTING and draft.part_of_text and not draft.skipped:
+        if 0 < budget < price and prices.written >= LASTING and draft.part_of_text and not draft.skipped:
             tokens = int(missing * budget / price)
             if tokens >= LEAST:
                 draft.read_from(self._sequence, len(self._sequence) - 1 - tokens)
