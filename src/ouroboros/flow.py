@@ -7,7 +7,7 @@ it (decoding/run.py for one request) makes the forwards and answers. This file k
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +67,7 @@ class Answer:
             since its last answer, until it asked.
     """
 
-    logits_RV: Tensor = field(default=NO_ROWS)
+    logits_RV: Tensor = NO_ROWS
     seconds: float = 0.0
     rows: int = 0
     around: float = 0.0

@@ -60,7 +60,7 @@ class Controller:
         self._draft_rows: list[int] = []
         self._windows = 0  # draft forwards of this step that carried the window
         self._probe = False
-        self._gain = self._price = self._promised = self._expected = 0.0
+        self._gain = self._price = self._expected = 0.0
 
     def reads(self, draft: DraftSession, prompt: Sequence[int]) -> bool:
         return self.prices.reading_pays(draft.missing(prompt))
