@@ -2,7 +2,6 @@
 //
 // Called through ctypes: plain structs and pointers, no header of Python or PyTorch.
 #include "forward.h"
-#include "read.h"
 #include "rows.h"
 
 namespace {
@@ -76,9 +75,6 @@ int ouroboros_forward(const Model* model, const Sequence* sequences, int count, 
         return 1;
     }
 }
-
-// Reads `size` bytes of memory once.
-float ouroboros_read(const float* words, int64_t size, int threads) { return read_once(words, size, threads); }
 
 // Gumbel noise of tokens 0 ... count-1 at a position.
 void ouroboros_noise(uint64_t seed, uint64_t position, int count, float* out) { gumbel_row(seed, position, count, out); }

@@ -144,8 +144,6 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.ouroboros_pack.argtypes = [integer, pointer, integer, integer, integer, pointer, pointer]
     found.ouroboros_pack.restype = None
     found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 4, integer, pointer, integer]
-    found.ouroboros_read.argtypes = [pointer, ctypes.c_int64, integer]
-    found.ouroboros_read.restype = ctypes.c_float
     found.ouroboros_noise.argtypes = [ctypes.c_uint64, ctypes.c_uint64, integer, pointer]
     found.ouroboros_noise.restype = None
     found.ouroboros_guess.argtypes = [
