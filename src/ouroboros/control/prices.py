@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ouroboros.control.cost import Costs
 from ouroboros.control.estimates import RunningMean
 from ouroboros.control.experience import Experience
+from ouroboros.control.load import Load
 
 __all__ = ["Prices"]
 
@@ -36,19 +37,27 @@ class Prices:
 
     Args:
         target, draft: T(n) of both models. experience: of earlier requests; this one adds to it. context: tokens of the
-            prompt. room: new tokens at most.
+            prompt. room: new tokens at most. load: what the request shares its forwards with; None: nothing.
 
     Attributes:
         own_rate: R of this request, tokens per second. rate: that of all requests in the target's forwards.
         written: new tokens of the request.
     """
 
-    def __init__(self, target: Costs, draft: Costs, experience: Experience, context: int, room: int) -> None:
+    def __init__(
+        self,
+        target: Costs,
+        draft: Costs,
+        experience: Experience,
+        context: int,
+        room: int,
+        load: Load | None = None,
+    ) -> None:
         self._target, self._draft = target, draft
         self.experience = experience
         self._first = RunningMean(experience.first.value, weight=1.5, memory=48)
         self._room = room
-        self._others, self._others_rate = 0, 0.0
+        self._load = Load() if load is None else load
         self._tokens = self._seconds = 0.0  # of the last steps, fading
         self.written = 0
         self._taken = 0.0  # seconds of the whole request
@@ -57,14 +66,11 @@ class Prices:
         self.own_rate = self.rate = 0.0
         self.begin(context)
 
-    def set_batch_load(self, rows: int, rate: float) -> None:
-        """The target's forwards have ``rows`` rows of other requests too, which yield ``rate`` tokens per second: what
-        takes time takes it from all of them, and rows cost what they cost behind those."""
-        self._others, self._others_rate = rows, rate
-
     def begin(self, context: int) -> None:
-        """A step begins; ``context``: tokens in the cache."""
+        """A step begins; ``context``: tokens in the cache. What takes time takes it from all requests that share the
+        forwards, and rows cost what they cost behind those that the others have there."""
         self._context = context
+        self._others, self._others_rate = self._load.rows, self._load.rate
         self._table: list[float] = []  # of the target's forwards, by rows
         self._plain = self._checking(1)
         self._chain = self._drafting()
@@ -106,8 +112,16 @@ class Prices:
         return table[rows]
 
     def _asking(self, rows: int) -> float:
-        """Seconds of a draft forward, and around it."""
-        return self._draft.seconds(rows, self._context) + self.experience.overhead
+        """Seconds of a draft forward with so many rows of this request, and around it."""
+        return self._draft.seconds(rows + self._load.draft_rows, self._context) + self.experience.overhead
+
+    def _share(self, rows: int) -> float:
+        """Of them, what these rows are answerable for: what they add to a forward that others have asked for, or a
+        part like that of each who is expected to join."""
+        load = self._load
+        if load.draft_rows:
+            return self._asking(rows) - self._draft.seconds(load.draft_rows, self._context)
+        return self._asking(rows) / (1 + load.joining)
 
     def row_price(self, rows: int) -> float:
         """Tokens that one more row of the target's forward must promise where it has ``rows`` rows."""
@@ -152,7 +166,7 @@ class Prices:
             if gain <= 0:
                 break
             total += gain * opening
-            price = self.rate * self._asking(count + catch_up)
+            price = self.rate * self._share(count + catch_up)
             if total - price > best or (not size and count == 1):
                 found = total, price
             if total - price > best:

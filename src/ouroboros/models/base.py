@@ -78,6 +78,9 @@ class Slot(Protocol):
     def rewind(self, length: int) -> None:
         """Forgets the pending nodes and all committed rows from ``length`` on."""
 
+    def fork(self, length: int) -> Slot:
+        """A new slot with a copy of the first ``length`` committed rows of this one, which stays as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:

@@ -184,6 +184,12 @@ class TranslatedSlot:
             left = self.skipped = 0
         self.inner.rewind(min(self.inner.length, left))
 
+    def fork(self, length: int) -> TranslatedSlot:
+        copy = TranslatedSlot(self.inner.fork(self.inner.length), self._spellings, self._prefix, self._limit)
+        copy.text, copy.skipped, copy._lengths = list(self.text), self.skipped, list(self._lengths)
+        copy.rewind(length)
+        return copy
+
 
 def _own(slot: Slot) -> TranslatedSlot:
     assert isinstance(slot, TranslatedSlot), "a slot belongs to the model that opened it"

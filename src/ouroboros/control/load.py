@@ -1,0 +1,23 @@
+"""What a request shares its forwards with. Whoever drives the requests writes it, prices read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Load"]
+
+
+@dataclass(slots=True)
+class Load:
+    """Beside one request; a request alone has nothing beside it.
+
+    Attributes:
+        rows: of other requests in the target's next forward, as far as is known. rate: tokens per second that those
+            requests yield. draft_rows: that other requests have asked for in the draft model's next forward.
+        joining: how many others are expected in a draft forward that nobody has asked for yet.
+    """
+
+    rows: int = 0
+    rate: float = 0.0
+    draft_rows: int = 0
+    joining: float = 0.0
