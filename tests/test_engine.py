@@ -154,7 +154,7 @@ def test_what_is_wrong_is_said_at_once(tiny: Pair, engine: Engine) -> None:
         ({"priority": "high"}, "priority"),
     ):
         with pytest.raises(InputError, match=words):
-            engine.submit(PROMPT, **settings)  # type: ignore[arg-type]
+            engine.submit(PROMPT, **settings)
     with pytest.raises(InputError, match="empty"):
         engine.submit([])
     with pytest.raises(InputError, match="max_requests must be"):

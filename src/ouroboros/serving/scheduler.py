@@ -37,6 +37,10 @@ class Scheduler:
     Args:
         options: of the method. control: what is known of costs and texts; learns from each forward. clock: seconds.
         max_requests: that run at once. caches: where requests find and leave theirs; None: nothing is kept.
+
+    Attributes:
+        waiting, running: requests; the running ones in the order in which they were let in. put_back: how many times
+            one was, for want of memory.
     """
 
     def __init__(
@@ -49,7 +53,8 @@ class Scheduler:
     ) -> None:
         self.caches = CacheStore(keep=False) if caches is None else caches
         self.waiting: list[Job] = []
-        self.running: list[Job] = []  # in the order in which they were let in
+        self.running: list[Job] = []
+        self.put_back = 0
         self._options, self._control, self._clock, self._max = options, control, clock, max_requests
         self._number = 0
         self._pace: dict[int, float] = {}  # seconds that a token of a prompt took lately, by model
@@ -138,6 +143,7 @@ class Scheduler:
         job.caches = job.flow = job.need = None
         self.running.remove(job)
         self.waiting.append(job)
+        self.put_back += 1
 
     def _end(self, job: Job, error: Exception | None = None) -> None:
         error = self._close(job) or error
