@@ -17,6 +17,7 @@ from ouroboros.control.controller import LASTING, Controller
 from ouroboros.control.cost import Costs
 from ouroboros.control.estimates import Calibration, Evidence, RunningMean
 from ouroboros.control.experience import Experience
+from ouroboros.control.load import Load
 from ouroboros.control.prices import ADVANCE, PROBE_SHARE, Prices
 from ouroboros.control.profile import CostProfile
 from ouroboros.drafting.base import Drafter, DraftSession
@@ -165,8 +166,10 @@ def test_how_long_texts_still_are() -> None:
 # --- what it decides ---
 
 
-def prices(times: Times, experience: Experience | None = None, context: int = 64, room: int = 200) -> Prices:
-    return Prices(*times.costs(), Experience() if experience is None else experience, context, room)
+def prices(
+    times: Times, experience: Experience | None = None, context: int = 64, room: int = 200, load: Load | None = None
+) -> Prices:
+    return Prices(*times.costs(), Experience() if experience is None else experience, context, room, load)
 
 
 @pytest.mark.parametrize("times", [STEEP, FLAT, RUINOUS])
@@ -190,18 +193,20 @@ def test_rows_that_cost_little_are_taken_and_rows_that_cost_are_not() -> None:
 def test_rows_of_other_requests_make_one_s_own_dearer() -> None:
     chances = [0.9 * 0.85**i for i in range(60)]
     for times in (STEEP, FLAT):
-        mine = prices(times)
+        load = Load()
+        mine = prices(times, load=load)
         alone, price, rate = mine.best_size(chances), mine.row_price(1), mine.rate
-        mine.set_batch_load(3, 3 * rate)
+        load.rows, load.rate = 3, 3 * rate
         mine.begin(64)
         assert 0 < mine.best_size(chances) < alone
         assert mine.row_price(1) > price
-    mine.set_batch_load(1000, 0.0)
+    load.rows, load.rate = 1000, 0.0
     mine.begin(64)
     assert mine.best_size(chances) == 0, "a forward has no room for more"
-    mine = prices(STEEP, room=200)
+    load = Load()
+    mine = prices(STEEP, room=200, load=load)
     assert mine.reading_pays(200)
-    mine.set_batch_load(0, 50 * mine.rate)
+    load.rate = 50 * mine.rate
     mine.begin(64)
     assert not mine.reading_pays(200), "others would wait for it"
 
@@ -436,6 +441,7 @@ class Member:
     sequence: list[int]
     end: int
     decisions: list[Decision]
+    load: Load
     tree: TokenTree = field(default_factory=lambda: TokenTree(0))
     seconds: float = 0.0
 
@@ -452,20 +458,21 @@ def together(pair: Pair, times: Times, params: SamplingParams, number: int, awar
     for seed, prompt in enumerate((code_prompts() * 2)[:number]):
         sampler, context = Sampler(params, seed, target.info.vocab_size, len(prompt)), Context(target)
         context.prefill(prompt)
+        load = Load()
         drafter = build_drafter(
-            OuroborosOptions(), prompt, sampler, Memory(), frozenset(), target, Context(draft), control
+            OuroborosOptions(), prompt, sampler, Memory(), frozenset(), target, Context(draft), control, load
         )
         assert isinstance(drafter, OuroborosDrafter)
         assert isinstance(drafter._policy, Controller)
         drive(drafter.start(prompt))
-        batch.append(Member(context, drafter, drafter._policy, sampler, list(prompt), len(prompt) + new, []))
+        batch.append(Member(context, drafter, drafter._policy, sampler, list(prompt), len(prompt) + new, [], load))
     clock.now = 0.0
     while running := [one for one in batch if len(one.sequence) < one.end]:
         for one in running:
             others = [other for other in running if other is not one]
             if aware:
                 rows, rate = sum(len(other.tree) for other in others), sum(o.controller.prices.own_rate for o in others)
-                one.controller.prices.set_batch_load(rows, rate)
+                one.load.rows, one.load.rate = rows, rate
             one.tree = drive(one.drafter.propose(one.sequence, one.end - len(one.sequence) - 1))
         began, rows = clock.now, sum(len(one.tree) for one in running)
         logits = target.score([ScoreRequest(one.context.slot, one.tree) for one in running])

@@ -17,7 +17,7 @@ from ouroboros.decoding.request import Request, start
 from ouroboros.decoding.run import run
 from ouroboros.drafting.autoregressive import AutoregressiveDrafter
 from ouroboros.flow import Answer, Flow, Meter, Need, Prefill, Score, metered
-from ouroboros.models.base import ScoreRequest
+from ouroboros.models.base import CausalModel, ScoreRequest
 from ouroboros.models.context import Context
 from ouroboros.phrases.memory import Memory
 from ouroboros.sampling import Sampler
@@ -58,14 +58,15 @@ def flow(pair: Pair, drafter: Plain, new: int = 6) -> Flow[None]:
 
 def test_the_driver_times_forwards_and_what_is_around_them(tiny: Pair) -> None:
     ticks = itertools.count()
-    told: list[tuple[Need, int, float]] = []
+    told: list[tuple[CausalModel, int, int, float]] = []
     events: list[Event] = list(run(flow(tiny, Plain()), lambda: float(next(ticks)), lambda *one: told.append(one)))
     begun, *steps = events
     assert isinstance(begun, Begun)
     assert (begun.cached_tokens, len(steps)) == (0, 6)
-    assert [type(need) for need, _, _ in told] == [Prefill] + [Score] * 6
-    assert [rows for _, rows, _ in told] == [4, 1, 1, 1, 1, 1, 1]
-    assert all(seconds == 1.0 for _, _, seconds in told)
+    assert all(model is tiny.target for model, _, _, _ in told)
+    assert [rows for _, rows, _, _ in told] == [4, 1, 1, 1, 1, 1, 1]
+    assert [context for _, _, context, _ in told] == [4, 4, 5, 6, 7, 8, 9]
+    assert all(seconds == 1.0 for _, _, _, seconds in told)
     # two readings around a forward, one behind it, one at the step's end
     assert all(isinstance(step, Step) and step.seconds == 4.0 for step in steps)
 

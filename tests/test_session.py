@@ -96,9 +96,12 @@ def test_samples_share_the_prefill_and_the_pool(tiny: Pair) -> None:
     for result in results:
         assert result.token_ids == truth(tiny, PROMPT, 20, result.stats.seed, 1.0)
     assert [result.stats.cached_tokens for result in results] == [0, 5, 5, 5]
-    phrases = [result.stats.draft_tokens_by_source.get("phrase", 0) for result in results]
-    cold = decoder.generate(PROMPT, temperature=1.0, seed=8, max_new_tokens=20)
-    assert phrases[1] > cold.stats.draft_tokens_by_source.get("phrase", 0)  # the first sample's text is known
+    fixed = Decoder(tiny.target, tiny.drafts["similar"], None, "ouroboros", OuroborosOptions(control=False), None)
+    *_, last = fixed.generate(PROMPT, n=10, temperature=1.0, seed=7, max_new_tokens=20)
+    cold = fixed.generate(PROMPT, temperature=1.0, seed=16, max_new_tokens=20)
+    assert last.token_ids == cold.token_ids
+    phrases, before = (one.stats.draft_tokens_by_source.get("phrase", 0) for one in (last, cold))
+    assert phrases > before  # eight are decoded at once: the first ones' text is known
 
 
 def test_shapes_of_the_answers(decoder: Decoder) -> None:

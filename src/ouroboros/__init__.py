@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ouroboros.pairing import load
     from ouroboros.phrases.pool import PhrasePool
     from ouroboros.prompts import Chat
+    from ouroboros.serving.engine import Engine
+    from ouroboros.serving.ticket import Ticket
     from ouroboros.stats import Stats
     from ouroboros.stream import Chunk, GenerationResult, Stream
 
@@ -36,6 +38,7 @@ __all__ = [
     "Chat",
     "Chunk",
     "Decoder",
+    "Engine",
     "GenerationResult",
     "InputError",
     "LoadError",
@@ -51,6 +54,7 @@ __all__ = [
     "Stats",
     "Stream",
     "SuffixDecodingOptions",
+    "Ticket",
     "TokenRecyclingOptions",
     "__version__",
     "custom_generate",
@@ -61,11 +65,13 @@ _LAZY = {
     "Chat": "ouroboros.prompts",
     "Chunk": "ouroboros.stream",
     "Decoder": "ouroboros.generate",
+    "Engine": "ouroboros.serving.engine",
     "GenerationResult": "ouroboros.stream",
     "PhrasePool": "ouroboros.phrases.pool",
     "Session": "ouroboros.generate",
     "Stats": "ouroboros.stats",
     "Stream": "ouroboros.stream",
+    "Ticket": "ouroboros.serving.ticket",
     "custom_generate": "ouroboros.integrations.generate",
     "load": "ouroboros.pairing",
 }

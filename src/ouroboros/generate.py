@@ -10,8 +10,9 @@ import contextlib
 import logging
 import os
 import secrets
+import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast, overload
@@ -19,21 +20,20 @@ from typing import Any, cast, overload
 from ouroboros.config import MAX_SEED, MethodOptions, SamplingParams, options_for
 from ouroboros.control.experience import Control
 from ouroboros.decoding.loop import Event
-from ouroboros.decoding.request import Request, start
-from ouroboros.decoding.run import run
+from ouroboros.decoding.request import start
+from ouroboros.decoding.run import locked, run
 from ouroboros.drafting.sizes import by_costs, pays
 from ouroboros.errors import InputError, OuroborosError
-from ouroboros.grammar import Grammar
 from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
-from ouroboros.models.guided import GuidedModel
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
 from ouroboros.phrases.storage import save_pool
-from ouroboros.prompts import Prompt, check_ids, encode, is_batch, short
-from ouroboros.sampling import Sampler
-from ouroboros.stats import StatsRecorder
+from ouroboros.preparing import Guidance, Prepared, params_of, prepare
+from ouroboros.prompts import Prompt, is_batch
+from ouroboros.serving.batch import Written, run_all
+from ouroboros.serving.scheduler import Scheduler
 from ouroboros.stream import GenerationResult, Stream
 from ouroboros.text import Tokenizer
 
@@ -43,7 +43,8 @@ _LOGGER = logging.getLogger("ouroboros")
 
 
 class Decoder:
-    """A loaded pair, ready to generate; made by ``load``. As a context manager it saves its memory. Not thread-safe.
+    """A loaded pair, ready to generate; made by ``load``. As a context manager it saves its memory. Threads that share
+    it take turns, step by step; ``Engine`` serves many requests at once.
 
     Args:
         target, draft: the models. tokenizer: None where the target has none. method, options: how it decodes; None for
@@ -52,7 +53,8 @@ class Decoder:
             None to take it for as long as it is written. control: what it knows of costs and texts; None for a new one.
             clock: seconds, of which costs are learned.
 
-    All arguments are attributes of the same names.
+    All arguments are attributes of the same names. ``lock`` is held while models, memories or what is known of costs
+    are in use.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Decoder:
         self.memory_file, self.memory_lock = memory_file, memory_lock
         self.control = Control() if control is None else control
         self.clock = clock
+        self.lock = threading.RLock()  # a stream that nobody holds any more is closed wherever that is noticed
         if by_costs(self.options):
             costs = self.control.costs(target)
             if draft is not None:
@@ -140,18 +143,43 @@ class Decoder:
         Raises:
             InputError: an empty or too long prompt, or a parameter out of range.
         """
-        params = _params(params, settings)
+        params = params_of(params, settings)
         prompts = prompt if is_batch(prompt) else [cast(Prompt, prompt)]
-        streams = [self._samples(one, params) for one in prompts]  # all are checked before the first runs
-        results = [[_drain(stream) for stream in samples] for samples in streams]
-        found = results if params.n > 1 else [one for (one,) in results]
+        if len(prompts) == 1 and params.n == 1:
+            found = [_drain(self.session().stream(prompts[0], params))]
+        else:
+            found = self._together(prompts, params)
+        if params.n > 1:
+            samples = [found[i : i + params.n] for i in range(0, len(found), params.n)]
+            return samples if is_batch(prompt) else samples[0]
         return found if is_batch(prompt) else found[0]
 
-    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Stream]:
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        session = Session(self, Memory() if self.memory is None else self.memory)
-        each = [replace(params, n=1, seed=(seed + i) % (MAX_SEED + 1)) for i in range(params.n)]
-        return [session.stream(prompt, one) for one in each]
+    def _together(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[GenerationResult]:
+        """Of each prompt all samples, one after the other in the list, and at once in the models' forwards."""
+        scheduler = Scheduler(self.options, self.control, self.clock)
+        written = []
+        for prompt in prompts:  # all are checked before the first runs
+            memory = Memory() if self.memory is None else self.memory
+            seed = secrets.randbits(63) if params.seed is None else params.seed
+            models: tuple[CausalModel, CausalModel | None] | None = None
+            for i in range(params.n):
+                one = replace(params, n=1, seed=(seed + i) % (MAX_SEED + 1))
+                prepared = self.prepare(prompt, one, memory)
+                models = self.models_for(prepared.guidance) if models is None else models  # samples share their caches
+                sink = Written(prepared.transcript)
+                scheduler.add(prepared.request, *models, sink)
+                written.append(sink)
+        return run_all(scheduler, written, self.lock)
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, memory: Memory) -> Prepared:
+        """See preparing.py."""
+        return prepare(prompt, params, memory, self.target, self.draft, self.tokenizer, self.method)
+
+    def models_for(self, guidance: Guidance | None) -> tuple[CausalModel, CausalModel | None]:
+        """The models as a request with this guidance sees them."""
+        if guidance is None:
+            return self.target, self.draft
+        return guidance.around(self.target), None if self.draft is None else guidance.around(self.draft)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any) -> Stream:
         """As ``generate``, for one prompt and one sample, chunk by chunk."""
@@ -174,7 +202,7 @@ class Session:
     def __init__(self, decoder: Decoder, memory: Memory | None, target: Context | None = None) -> None:
         self._decoder = decoder
         self._memory = memory
-        self._kept: tuple[object, Context, Context | None] | None = None  # guidance, target's context, draft's
+        self._kept: tuple[Guidance | None, Context, Context | None] | None = None  # guidance, target's context, draft's
         if target is not None:
             self._kept = None, target, None if decoder.draft is None else Context(decoder.draft)
         self._busy = False
@@ -189,106 +217,39 @@ class Session:
         Raises:
             InputError: an empty or too long prompt, or a parameter out of range.
         """
-        params = _params(params, settings)
+        params = params_of(params, settings)
         if params.n != 1:
             raise InputError(f"n must be 1 for a single stream, not {params.n}: use the decoder's generate")
-        decoder, info = self._decoder, self._decoder.target.info
-        limit = info.max_positions - 1
-        ids = encode(prompt, decoder.tokenizer, info.vocab_size, limit)
-        negative = None
-        if params.guidance_scale != 1:
-            negative = [ids[-1]]
-            if params.negative_prompt is not None:
-                negative = encode(
-                    params.negative_prompt, decoder.tokenizer, info.vocab_size, limit, name="negative_prompt"
-                )
-        check_ids([token for token, _ in params.logit_bias], info.vocab_size, "logit_bias")
-        if params.stop and decoder.tokenizer is None:
-            raise InputError(f"stop needs a tokenizer, and this model has none: {params.stop!r}")
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
-        eos = frozenset() if params.ignore_eos else _eos_token_ids(decoder)
-        grammar = _grammar(decoder, params, eos, len(ids))
-        stop_ids = eos.union(params.stop_token_ids)
-        if decoder.tokenizer is not None:
-            stop_ids |= decoder.tokenizer.stop_ids(params.stop)
-        processors = [grammar] if grammar else []
-        request = Request(
-            prompt=ids,
-            sampler=Sampler(params, seed, info.vocab_size, len(ids), processors),
-            stop_ids=stop_ids,
-            memory=Memory() if self._memory is None else self._memory,
-            forced=grammar.forced if grammar and decoder.method != "autoregressive" else None,
-            keep_logits=params.logprobs is not None,
-        )
-        recorder = StatsRecorder(decoder.method, info.backend, info.dtype, info.device, seed, len(ids))
-        recorder.trees, recorder.draft_trees = info.trees, decoder.draft is None or decoder.draft.info.trees
-        events = self._run(request, negative)
-        return Stream(events, decoder.tokenizer, params.stop, recorder, ids, stop_ids, params.logprobs)
+        prepared = self._decoder.prepare(prompt, params, Memory() if self._memory is None else self._memory)
+        return Stream(self._run(prepared), prepared.transcript)
 
-    def _run(self, request: Request, negative: list[int] | None) -> Generator[Event]:
+    def _run(self, prepared: Prepared) -> Generator[Event]:
         if self._busy:
             raise OuroborosError("the session's last stream has not ended: iterate to its end or close it first")
         decoder = self._decoder
-        target, draft = self._contexts(list(request.prompt), negative, request.sampler.params.guidance_scale)
-        flow = start(request, decoder.options, target, draft, decoder.control)
         self._busy = True
         try:
-            yield from run(flow, decoder.clock, decoder.control.observe)
+            with decoder.lock:
+                target, draft = self._contexts(prepared.guidance)
+                flow = start(prepared.request, decoder.options, target, draft, decoder.control)
+            yield from locked(run(flow, decoder.clock, decoder.control.observe), decoder.lock)
         except Exception:
             self._kept = None  # a forward that failed may have left half a row
             raise
         finally:
             self._busy = False
 
-    def _contexts(self, ids: list[int], negative: list[int] | None, scale: float) -> tuple[Context, Context | None]:
+    def _contexts(self, guidance: Guidance | None) -> tuple[Context, Context | None]:
         """Those of the last request if its guidance was the same (it is bound to its prompts), else new ones."""
-        guidance = None if negative is None else (scale, ids, negative)
         if self._kept is None or self._kept[0] != guidance:
-
-            def context(model: CausalModel) -> Context:
-                return Context(model if negative is None else GuidedModel(model, scale, ids, negative))
-
-            draft = self._decoder.draft
-            self._kept = guidance, context(self._decoder.target), None if draft is None else context(draft)
+            target, draft = self._decoder.models_for(guidance)
+            self._kept = guidance, Context(target), None if draft is None else Context(draft)
         return self._kept[1:]
 
 
 def fingerprint(tokenizer: Tokenizer | None, target: CausalModel) -> str:
     """What binds a pool file to a vocabulary."""
     return tokenizer.fingerprint if tokenizer else f"ids-{target.info.vocab_size}"
-
-
-def _grammar(decoder: Decoder, params: SamplingParams, stop_ids: frozenset[int], prompt_length: int) -> Grammar | None:
-    if params.grammar is None:
-        return None
-    if decoder.tokenizer is None:
-        raise InputError("grammar needs a tokenizer, and this model has none")
-    return Grammar(params.grammar, decoder.tokenizer, decoder.target.info.vocab_size, stop_ids, prompt_length)
-
-
-def _eos_token_ids(decoder: Decoder) -> frozenset[int]:
-    info = decoder.target.info
-    ids = frozenset(token for token in info.eos_token_ids if 0 <= token < info.vocab_size)  # configs may name others
-    if not ids and decoder.tokenizer is not None and decoder.tokenizer.eos_token_id is not None:
-        return frozenset({decoder.tokenizer.eos_token_id})
-    return ids
-
-
-def _params(params: SamplingParams | None, settings: Mapping[str, Any]) -> SamplingParams:
-    if params is None:
-        known = SamplingParams.__dataclass_fields__
-        for name in settings:
-            if name in ("tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt"):
-                raise InputError(f"{name!r} belongs to the messages: give ouroboros.Chat(messages, {name}=…) as prompt")
-            if name not in known:
-                raise InputError(f"no such parameter: {name!r} (allowed: {', '.join(known)})")
-        return SamplingParams(**settings)
-    if not isinstance(params, SamplingParams):
-        raise InputError(f"params must be SamplingParams, not {short(params)}")
-    if settings:
-        raise InputError(f"give params or keywords, not both: {', '.join(settings)}")
-    return params
 
 
 def _drain(stream: Stream) -> GenerationResult:

@@ -18,7 +18,7 @@ from ouroboros.errors import OuroborosError
 from ouroboros.stats import Decision, Stats, StatsRecorder
 from ouroboros.text import TextStream, Tokenizer
 
-__all__ = ["Chunk", "GenerationResult", "Stream", "TokenLogprobs"]
+__all__ = ["Chunk", "GenerationResult", "Stream", "TokenLogprobs", "Transcript"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,15 @@ class Chunk:
     pieces: tuple[tuple[str, str], ...]
 
 
-class Stream:
-    """One request as it is decoded: iterate over its chunks; ``close`` (or leaving the context) cancels it.
+class Transcript:
+    """What a request has written so far: events in, chunks out. Whoever decodes tells it of each event, in order.
 
-    ``result`` is there once the iteration has ended or the stream is closed.
+    Attributes:
+        stopped: a stop token or stop string ended the text. result: the whole request, once it has ended.
     """
 
     def __init__(
         self,
-        events: Generator[Event],
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
         recorder: StatsRecorder,
@@ -84,6 +84,8 @@ class Stream:
         stop_ids: frozenset[int],
         logprobs: int | None = None,
     ) -> None:
+        self.stopped = False
+        self.result: GenerationResult | None = None
         self._text = TextStream(tokenizer, prompt, stops)
         self._has_text = tokenizer is not None
         self._recorder = recorder
@@ -93,8 +95,65 @@ class Stream:
         self._top = logprobs or 0
         self._token_ids: list[int] = []
         self._written: list[str] = []
-        self._reason = "cancelled"
-        self._result: GenerationResult | None = None
+
+    def take(self, event: Event) -> Chunk | None:
+        """What an event adds to the text; nothing may follow once it is ``stopped``."""
+        if isinstance(event, Begun):
+            self._recorder.begin(event.cached_tokens, event.seconds, event.draft_seconds)
+            return None
+        return self._take(event)
+
+    def end(self, cancelled: bool = False) -> Chunk | None:
+        """Nothing follows. Returns the text that was held back, if any; a cancelled request's is dropped. Does nothing
+        to a request that has ended."""
+        if self.result is not None:
+            return None
+        rest = "" if cancelled else self._text.finish()  # may complete a stop string that ends in what was held back
+        if rest:
+            self._written.append(rest)
+        stopped = self.stopped or (not cancelled and self._text.stopped)
+        self.result = GenerationResult(
+            text="".join(self._written) if self._has_text else None,
+            token_ids=tuple(self._token_ids),
+            prompt_token_ids=self._prompt,
+            finish_reason="cancelled" if cancelled else "stop" if stopped else "length",
+            stats=self._recorder.freeze(),
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
+            decisions=tuple(self._recorder.decisions),
+        )
+        return Chunk(rest, (), (), ((rest, "bonus"),)) if rest else None
+
+    def _take(self, step: Step) -> Chunk:
+        """The part of a step up to where the text stops."""
+        pieces = []
+        for token, origin in zip(step.tokens, step.origins, strict=True):
+            piece = ""
+            if token in self._stop_ids:
+                self.stopped = True
+            else:
+                piece, self.stopped = self._text.push(token)
+            pieces.append((piece, origin.label))
+            if self.stopped:
+                break
+        token_ids, origins = step.tokens[: len(pieces)], step.origins[: len(pieces)]
+        drafted = step.draft_forwards, step.draft_seconds
+        self._recorder.step(step.tree, origins, step.seconds, *drafted, step.decision)
+        text = "".join(piece for piece, _ in pieces)
+        self._token_ids += token_ids
+        if self._logprobs is not None and step.logits_TV is not None:
+            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
+        self._written.append(text)
+        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces))
+
+
+class Stream:
+    """One request as it is decoded: iterate over its chunks; ``close`` (or leaving the context) cancels it.
+
+    ``result`` is there once the iteration has ended or the stream is closed.
+    """
+
+    def __init__(self, events: Generator[Event], transcript: Transcript) -> None:
+        self._transcript = transcript
         self._chunks = self._run(events)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -114,7 +173,7 @@ class Stream:
     def close(self) -> None:
         """Stops decoding; what was written is kept in ``result``. Does nothing to a stream that has ended."""
         self._chunks.close()
-        self._finish()
+        self._transcript.end(cancelled=True)
 
     @property
     def result(self) -> GenerationResult:
@@ -123,64 +182,21 @@ class Stream:
         Raises:
             OuroborosError: the stream has not ended yet.
         """
-        if self._result is None:
+        if self._transcript.result is None:
             raise OuroborosError("the stream has not ended: iterate to its end or close it before reading its result")
-        return self._result
+        return self._transcript.result
 
     def _run(self, events: Generator[Event]) -> Generator[Chunk]:
         with contextlib.closing(events):
             for event in events:
-                if isinstance(event, Begun):
-                    self._recorder.begin(event.cached_tokens, event.seconds, event.draft_seconds)
-                    continue
-                chunk, stopped = self._take(event)
-                yield chunk
-                if stopped:
-                    self._reason = "stop"
+                chunk = self._transcript.take(event)
+                if chunk is not None:
+                    yield chunk
+                if self._transcript.stopped:
                     break
-            else:
-                self._reason = "length"
-        rest = self._text.finish()  # may complete a stop string that ends in what was held back
-        self._reason = "stop" if self._text.stopped else self._reason
-        if rest:
-            self._written.append(rest)
-            yield Chunk(rest, (), (), ((rest, "bonus"),))
-        self._finish()
-
-    def _take(self, step: Step) -> tuple[Chunk, bool]:
-        """The part of a step up to where the text stops, and whether it stops there."""
-        pieces = []
-        stopped = False
-        for token, origin in zip(step.tokens, step.origins, strict=True):
-            piece = ""
-            if token in self._stop_ids:
-                stopped = True
-            else:
-                piece, stopped = self._text.push(token)
-            pieces.append((piece, origin.label))
-            if stopped:
-                break
-        token_ids, origins = step.tokens[: len(pieces)], step.origins[: len(pieces)]
-        drafted = step.draft_forwards, step.draft_seconds
-        self._recorder.step(step.tree, origins, step.seconds, *drafted, step.decision)
-        text = "".join(piece for piece, _ in pieces)
-        self._token_ids += token_ids
-        if self._logprobs is not None and step.logits_TV is not None:
-            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
-        self._written.append(text)
-        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces)), stopped
-
-    def _finish(self) -> None:
-        if self._result is None:
-            self._result = GenerationResult(
-                text="".join(self._written) if self._has_text else None,
-                token_ids=tuple(self._token_ids),
-                prompt_token_ids=self._prompt,
-                finish_reason=self._reason,
-                stats=self._recorder.freeze(),
-                logprobs=None if self._logprobs is None else tuple(self._logprobs),
-                decisions=tuple(self._recorder.decisions),
-            )
+        rest = self._transcript.end()
+        if rest is not None:
+            yield rest
 
 
 def _logprobs(logits_TV: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:

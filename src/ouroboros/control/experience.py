@@ -9,7 +9,6 @@ from ouroboros.control.cost import Costs
 from ouroboros.control.estimates import SAID, Calibration, RunningMean
 from ouroboros.control.machine import forget_speeds, prior_of, work_of
 from ouroboros.control.profile import CostProfile, PairProfile, describe, load_profile, profile_path
-from ouroboros.flow import Need
 from ouroboros.models.base import CausalModel, ModelInfo
 
 __all__ = ["Control", "Experience"]
@@ -69,13 +68,13 @@ class Control:
             self._costs[key] = begun(model.info, self._profiles)
         return self._costs[key]
 
-    def observe(self, need: Need, rows: int, seconds: float) -> None:
-        """A forward was made; see decoding/run.py."""
-        costs = self._costs.get((type(need.model), need.model.info))
+    def observe(self, model: CausalModel, rows: int, context: int, seconds: float) -> None:
+        """A forward was made; see decoding/run.py. Told once of each, however many requests were in it."""
+        costs = self._costs.get((type(model), model.info))
         if costs is not None:
-            costs.observe(rows, need.slot.length, seconds)
+            costs.observe(rows, context, seconds)
             if costs.seen == CHECKED and costs.doubt > WRONG:
-                forget_speeds(need.model.info)
+                forget_speeds(model.info)
 
 
 def begun(info: ModelInfo, profiles: dict[str, CostProfile]) -> Costs:

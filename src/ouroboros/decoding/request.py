@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ouroboros.config import MethodOptions
 from ouroboros.control.experience import Control
+from ouroboros.control.load import Load
 from ouroboros.decoding.loop import decode
 from ouroboros.drafting.factory import build_drafter
 from ouroboros.drafting.forced import ForcedDrafter
@@ -25,7 +26,8 @@ class Request:
     Attributes:
         prompt: token ids, at least one. sampler: draws, by the request's parameters and seed. stop_ids: tokens that end
             it. memory: what earlier requests left, and this one adds to. forced: tokens of the only continuation of a
-            text, as far as there is but one. keep_logits: whether steps carry the target's logits.
+            text, as far as there is but one. keep_logits: whether steps carry the target's logits. written: how many of
+            the prompt's tokens, at its end, the request wrote itself before it was put back.
     """
 
     prompt: Sequence[int]
@@ -34,20 +36,26 @@ class Request:
     memory: Memory
     forced: Callable[[Sequence[int]], list[int]] | None = None
     keep_logits: bool = False
+    written: int = 0
 
 
 def start(
-    request: Request, options: MethodOptions, target: Context, draft: Context | None, control: Control | None
+    request: Request,
+    options: MethodOptions,
+    target: Context,
+    draft: Context | None,
+    control: Control | None,
+    load: Load | None = None,
 ) -> Flow[None]:
     """The flow of a request.
 
     Args:
         target, draft: caches to begin in; what they hold of the prompt is not computed again. control: what was learned
-            of costs and texts; None decodes by fixed sizes.
+            of costs and texts; None decodes by fixed sizes. load: what it shares forwards with; None: nothing.
     """
     prompt, sampler, stop_ids = request.prompt, request.sampler, request.stop_ids
-    drafter = build_drafter(options, prompt, sampler, request.memory, stop_ids, target.model, draft, control)
+    drafter = build_drafter(options, prompt, sampler, request.memory, stop_ids, target.model, draft, control, load)
     if request.forced is not None:
         drafter = ForcedDrafter(drafter, request.forced)
-    new = sampler.params.max_new_tokens
+    new = sampler.params.max_new_tokens - request.written
     return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits)

@@ -1,12 +1,13 @@
 """The driver of one request: makes the forwards that its flow needs, one after the other, and times them.
 
-The clock is read here and nowhere below. Whoever serves many requests at once drives many such flows.
+The clock is read here and nowhere below. Many requests at once are driven by serving/scheduler.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from ouroboros.decoding.loop import Begun, Event, Step
 from ouroboros.flow import NO_ROWS, Answer, Flow, Need, Prefill
+from ouroboros.models.base import CausalModel
 
-__all__ = ["Observe", "forward", "run"]
+__all__ = ["Observe", "forward", "locked", "run", "wait_for"]
 
-Observe = Callable[[Need, int, float], object]  # a need, the forward's rows, its seconds: what costs learn from
+# A model, its forward's rows, the cached positions that they see, its seconds: what costs learn from.
+Observe = Callable[[CausalModel, int, int, float], object]
 
 
 def forward(need: Need) -> Tensor:
@@ -27,9 +30,28 @@ def forward(need: Need) -> Tensor:
         need.model.prefill(need.slot, need.tokens)
     else:
         logits_RV = need.model.score([need.request])[0]
-    if need.model.info.device.startswith("cuda"):
-        torch.cuda.synchronize(need.model.info.device)
+    wait_for(need.model)
     return logits_RV
+
+
+def wait_for(model: CausalModel) -> None:
+    """Until the device has computed what it was given."""
+    if model.info.device.startswith("cuda"):
+        torch.cuda.synchronize(model.info.device)
+
+
+def locked(events: Generator[Event], lock: AbstractContextManager[object]) -> Generator[Event]:
+    """The same events; ``lock`` is held while each comes about, so that threads take turns."""
+    try:
+        while True:
+            with lock:
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+    finally:
+        with lock:
+            events.close()
 
 
 def run(
@@ -54,7 +76,7 @@ def run(
             rows = need.rows
             logits_RV = forward(need)
             after = clock()
-            observe(need, rows, after - now)
+            observe(need.model, rows, need.slot.length, after - now)
             answer = Answer(logits_RV, after - now, rows, now - last)
             last = clock()
     except StopIteration:

@@ -16,6 +16,7 @@ from ouroboros.config import (
 )
 from ouroboros.control.controller import Controller
 from ouroboros.control.experience import Control
+from ouroboros.control.load import Load
 from ouroboros.control.prices import Prices
 from ouroboros.drafting.autoregressive import AutoregressiveDrafter
 from ouroboros.drafting.base import Drafter, DraftSession
@@ -47,10 +48,12 @@ def build_drafter(
     target: CausalModel,
     draft: Context | None,
     control: Control | None = None,
+    load: Load | None = None,
 ) -> Drafter:
     """The drafter that ``options`` ask for; the draft model's context follows the prompt from here on.
 
-    ``control``: of costs, for options that leave sizes to them.
+    Args:
+        control: of costs, for options that leave sizes to them. load: what the request shares its forwards with.
     """
     if control is not None and by_costs(options):
         options = chosen_sizes(options, control.costs(target), len(prompt))
@@ -76,7 +79,7 @@ def build_drafter(
         params = sampler.params
         experience = control.experience[params.temperature]
         costs = control.costs(target), control.costs(draft.model)
-        prices = Prices(*costs, experience, len(prompt), params.max_new_tokens)
+        prices = Prices(*costs, experience, len(prompt), params.max_new_tokens, load)
         policy = Controller(options, prices, stop_ids, sampler.plain_greedy, target.info.trees)
     else:
         policy = FixedSizes(options, stop_ids, target.info.trees, session.trees)

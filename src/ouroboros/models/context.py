@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ouroboros.models.base import CausalModel
+from ouroboros.models.base import CausalModel, Slot
 
 __all__ = ["Context"]
 
@@ -17,15 +17,20 @@ __all__ = ["Context"]
 class Context:
     """A slot of ``model`` that knows what it holds.
 
+    Args:
+        slot: of the model; None for a new one. tokens: what its rows hold.
+
     Attributes:
         start: where in its text the sequence begins that it follows; whoever drives it says so.
     """
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(
+        self, model: CausalModel, slot: Slot | None = None, start: int = 0, tokens: Sequence[int] = ()
+    ) -> None:
         self.model = model
-        self.slot = model.open()
-        self.start = 0
-        self._tokens: Sequence[int] = ()
+        self.slot = model.open() if slot is None else slot
+        self.start = start
+        self._tokens = tokens
 
     def shared(self, sequence: Sequence[int]) -> int:
         """How many leading tokens ``sequence`` shares with the one that was last followed."""
@@ -54,6 +59,11 @@ class Context:
         self.slot.rewind(min(self.shared(sequence), len(sequence) - 1, self.slot.length))
         self._tokens = sequence
         return sequence[self.slot.length : -1]
+
+    def fork(self, sequence: Sequence[int]) -> Context:
+        """A new context with a copy of the rows that ``sequence`` shares with this one, which stays as it is."""
+        rows = min(self.shared(sequence), self.slot.length)
+        return Context(self.model, self.slot.fork(rows), self.start, list(self._tokens[:rows]))
 
     def prefill(self, sequence: Sequence[int]) -> int:
         """``follow``, and computes what is missing. Returns how many tokens were there already."""

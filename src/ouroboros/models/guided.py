@@ -33,7 +33,9 @@ class GuidedModel:
         self._scale = scale
         self._frame = _Frame(len(prompt) - 1, tuple(negative))
         longer = max(0, len(negative) - len(prompt))  # the negative context is ahead by so much
-        self.info = replace(model.info, max_positions=model.info.max_positions - longer, part_of_text=False)
+        work = replace(model.info.work, cache_bytes=2 * model.info.work.cache_bytes)
+        positions = model.info.max_positions - longer
+        self.info = replace(model.info, max_positions=positions, part_of_text=False, work=work, mixes=False)
 
     def open(self) -> _GuidedSlot:
         slot = _GuidedSlot(self._model.open(), self._model.open(), self._frame)
@@ -115,6 +117,10 @@ class _GuidedSlot:
     def rewind(self, length: int) -> None:
         self.positive.rewind(length)
         self.negative.rewind(min(self._frame.position(length), self.negative.length))
+
+    def fork(self, length: int) -> _GuidedSlot:
+        behind = min(self._frame.position(length), self.negative.length)
+        return _GuidedSlot(self.positive.fork(length), self.negative.fork(behind), self._frame)
 
 
 def _with_root(tree: TokenTree, token: int) -> TokenTree:

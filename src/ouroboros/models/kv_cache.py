@@ -103,3 +103,15 @@ class KVCache:
         assert 0 <= length <= self._length, f"cannot rewind from {self._length} to {length}"
         self._length = length
         self._pending = 0
+
+    @torch.inference_mode()
+    def fork(self, length: int) -> KVCache:
+        assert 0 <= length <= self._length, f"cannot copy {length} rows of {self._length}"
+        layers, _, kv_heads, _, head_size = self._buffer.shape
+        copy = KVCache(
+            (layers, kv_heads, head_size), self._buffer.dtype, self._buffer.device, self._step, self._buffers
+        )
+        copy.reserve(length)
+        copy.buffer[..., :length, :] = self._buffer[..., :length, :]
+        copy.advance(length, 0)
+        return copy

@@ -154,6 +154,11 @@ class _RecordedSlot:
         self.nodes = []
         del self.tokens[length:], self._places[length + 1 :]
 
+    def fork(self, length: int) -> _RecordedSlot:
+        copy = _RecordedSlot(self._places[0], self.context.model)
+        copy.write(self.tokens[:length])
+        return copy
+
 
 def _longer(place: _Place, token: int) -> _Place:
     found = place.longer.get(token)

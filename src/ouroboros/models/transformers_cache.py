@@ -90,6 +90,17 @@ class RowSlot:
         assert 0 <= length <= self.length, f"cannot rewind from {self.length} to {length}"
         self._cut(length, 0)
 
+    @torch.inference_mode()
+    def fork(self, length: int) -> RowSlot:
+        assert 0 <= length <= self.length, f"cannot copy {length} rows of {self.length}"
+        copy = RowSlot()
+        for number, layer in enumerate(self.cache.layers):
+            if isinstance(layer, _RowLayer) and layer.is_initialized:
+                keys, values = (buffer[:, :, :length] for buffer in layer.buffers)
+                copy.cache.update(keys, values, number)
+        copy.advance(length, 0)
+        return copy
+
     def _cut(self, length: int, pending: int) -> None:
         for layer in self._layers:
             layer.show(length + pending)
