@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["BLOCKS", "BlockSize", "StoredWeights"]
 
-AT_ONCE = 1 << 20  # numbers whose steps are in memory together
+AT_ONCE = 1 << 18  # numbers whose steps are in memory together
 
 
 class BlockSize(NamedTuple):
@@ -60,10 +61,11 @@ class StoredWeights:
     def shape(self) -> tuple[int, int]:
         return self.bytes_RB.shape[0], self.columns
 
-    def dequantised(self, rows: slice | Tensor | None = None) -> Tensor:
-        """The numbers, float32 [rows, columns]: of a slice of the rows, of those that an int64 tensor lists, or all."""
+    def dequantised(self, rows: slice | Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The numbers [rows, columns]: of a slice of the rows, of those that an int64 tensor lists, or all. They are
+        computed in float32, then rounded to ``dtype``."""
         chosen_RB = self.bytes_RB if rows is None else self.bytes_RB[rows]
-        out_RC = torch.empty((chosen_RB.shape[0], self.columns), dtype=torch.float32)
+        out_RC = torch.empty((chosen_RB.shape[0], self.columns), dtype=dtype)
         size = BLOCKS[self.kind].bytes
         step = max(1, AT_ONCE // max(1, self.columns))
         for start in range(0, chosen_RB.shape[0], step):
@@ -82,31 +84,35 @@ def _half(blocks_NB: Tensor, at: int) -> Tensor:
     return blocks_NB[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-def _nibbles(bytes_NB: Tensor, width: int) -> Tensor:
-    """The lower halves of ``width`` bytes, their upper halves, and so on; [N, 2 * B]."""
-    groups = bytes_NB.reshape(bytes_NB.shape[0], -1, 1, width)
-    return torch.cat((groups & 15, groups >> 4), 2).flatten(1)
+def _wide(whole: Tensor) -> Tensor:
+    """Whole numbers of 8 bits as float32; NumPy takes a tenth of PyTorch's time."""
+    return torch.from_numpy(whole.numpy().astype(np.float32))
 
 
 def _bits(bytes_NB: Tensor, width: int, shifts: range, mask: int) -> Tensor:
     """For every ``width`` bytes: these bits of them all at the first shift, at the second, and so on; [N, …]."""
-    groups = bytes_NB.reshape(bytes_NB.shape[0], -1, 1, width)
-    return torch.cat([groups >> shift & mask for shift in shifts], 2).flatten(1)
+    words = bytes_NB.contiguous().view(torch.int32).view(bytes_NB.shape[0], -1, 1, width // 4)  # four bytes at once
+    mask *= 0x01010101
+    return torch.cat([words >> shift & mask for shift in shifts], 2).flatten(1).view(torch.uint8)
+
+
+def _nibbles(bytes_NB: Tensor, width: int) -> Tensor:
+    return _bits(bytes_NB, width, range(0, 8, 4), 15)
 
 
 def _q4_0(blocks_NB: Tensor) -> Tensor:
-    return _half(blocks_NB, 0) * (_nibbles(blocks_NB[:, 2:], 16).to(torch.int8) - 8).float()
+    return _wide(_nibbles(blocks_NB[:, 2:], 16)).sub_(8).mul_(_half(blocks_NB, 0))
 
 
 def _q5_0(blocks_NB: Tensor) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8)
     high = (blocks_NB[:, 2:6, None] >> shifts & 1).flatten(1)  # bit i of four bytes is number i's
     numbers = _nibbles(blocks_NB[:, 6:], 16) | high << 4
-    return _half(blocks_NB, 0) * (numbers.to(torch.int8) - 16).float()
+    return _wide(numbers).sub_(16).mul_(_half(blocks_NB, 0))
 
 
 def _q8_0(blocks_NB: Tensor) -> Tensor:
-    return blocks_NB[:, 2:].contiguous().view(torch.int8).float() * _half(blocks_NB, 0)
+    return _wide(blocks_NB[:, 2:].contiguous().view(torch.int8)).mul_(_half(blocks_NB, 0))
 
 
 def _scales_and_minima(blocks_NB: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,25 +120,25 @@ def _scales_and_minima(blocks_NB: Tensor) -> tuple[Tensor, Tensor]:
     low, middle, high = blocks_NB[:, 4:16].split(4, 1)
     scales = torch.cat((low & 63, high & 15 | low >> 2 & 48), 1)
     minima = torch.cat((middle & 63, high >> 4 | middle >> 2 & 48), 1)
-    return (_half(blocks_NB, 0) * scales.float())[..., None], (_half(blocks_NB, 2) * minima.float())[..., None]
+    return (_half(blocks_NB, 0) * _wide(scales))[..., None], (_half(blocks_NB, 2) * _wide(minima))[..., None]
 
 
 def _q4_k(blocks_NB: Tensor) -> Tensor:
     scales, minima = _scales_and_minima(blocks_NB)
-    return scales * _nibbles(blocks_NB[:, 16:], 32).view(-1, 8, 32).float() - minima
+    return _wide(_nibbles(blocks_NB[:, 16:], 32)).view(-1, 8, 32).mul_(scales).sub_(minima)
 
 
 def _q5_k(blocks_NB: Tensor) -> Tensor:
     scales, minima = _scales_and_minima(blocks_NB)
     numbers = _nibbles(blocks_NB[:, 48:], 32) | _bits(blocks_NB[:, 16:48], 32, range(8), 1) << 4
-    return scales * numbers.view(-1, 8, 32).float() - minima
+    return _wide(numbers).view(-1, 8, 32).mul_(scales).sub_(minima)
 
 
 def _q6_k(blocks_NB: Tensor) -> Tensor:
     low = _bits(blocks_NB[:, :128], 64, range(0, 8, 4), 15)
     high = _bits(blocks_NB[:, 128:192], 32, range(0, 8, 2), 3)
-    scales = blocks_NB[:, 192:208].contiguous().view(torch.int8).float() * _half(blocks_NB, 208)
-    return scales[..., None] * ((low | high << 4).to(torch.int8) - 32).view(-1, 16, 16).float()
+    scales = _wide(blocks_NB[:, 192:208].contiguous().view(torch.int8)) * _half(blocks_NB, 208)
+    return _wide(low | high << 4).sub_(32).view(-1, 16, 16).mul_(scales[..., None])
 
 
 _NUMBERS: Mapping[str, Callable[[Tensor], Tensor]] = {
