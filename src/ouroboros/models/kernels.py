@@ -80,6 +80,8 @@ def unsupported(
         return "no bfloat16 kernels for odd sizes"
     if weights == "int4" and any(size % 4 for size in sizes):
         return "no int4 kernels for sizes that are no multiples of 4"
+    if config.output_norms:
+        return "no kernels for this architecture"
     found = library()
     return found if isinstance(found, str) else None
 

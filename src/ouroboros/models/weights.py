@@ -79,7 +79,13 @@ class Reader:
         return self.embedding() if self.config.tie_word_embeddings else self.get("lm_head.weight")
 
     def norm(self) -> Tensor:
-        return self.get("model.norm.weight")
+        return self.gains("model.norm.weight")
+
+    def gains(self, name: str) -> Tensor:
+        """A norm's gains, as they are multiplied with."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        found = self.source.get(name).to(device=self.device, dtype=wide) + self.config.norm_offset
+        return found.to(wide if self.config.wide_norms else self.dtype)
 
     def layer(self, index: int) -> LayerWeights:
         return LayerWeights(self, f"model.layers.{index}.")
@@ -93,15 +99,25 @@ class LayerWeights:
     prefix: str
 
     def input_norm(self) -> Tensor:
-        return self.reader.get(self.prefix + "input_layernorm.weight")
+        return self.reader.gains(self.prefix + "input_layernorm.weight")
 
     def post_norm(self) -> Tensor:
-        return self.reader.get(self.prefix + "post_attention_layernorm.weight")
+        """The gains before the MLP."""
+        name = "pre_feedforward" if self.reader.config.output_norms else "post_attention"
+        return self.reader.gains(f"{self.prefix}{name}_layernorm.weight")
+
+    def output_norms(self) -> tuple[Tensor, Tensor] | None:
+        """The gains behind attention and behind the MLP."""
+        if not self.reader.config.output_norms:
+            return None
+        names = ("post_attention", "post_feedforward")
+        attention, mlp = (self.reader.gains(f"{self.prefix}{name}_layernorm.weight") for name in names)
+        return attention, mlp
 
     def qk_norm(self) -> tuple[Tensor, Tensor] | None:
         if not self.reader.config.qk_norm:
             return None
-        q, k = (self.reader.get(f"{self.prefix}self_attn.{name}_norm.weight") for name in "qk")
+        q, k = (self.reader.gains(f"{self.prefix}self_attn.{name}_norm.weight") for name in "qk")
         return q, k
 
     def qkv(self) -> tuple[Tensor, Tensor | None]:
