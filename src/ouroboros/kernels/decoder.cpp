@@ -35,6 +35,12 @@ bool with_format(int format, F&& action) {
     }
 }
 
+template <class F>
+void with_any_format(int format, F&& action) {
+    if (format == 5) action(WeightsStored());
+    else with_format(format, action);
+}
+
 }  // namespace
 
 extern "C" {
@@ -61,11 +67,27 @@ void ouroboros_pack(int format, const void* from, int outputs, int inputs, int g
     });
 }
 
+// The same of a matrix in a GGUF file's kind (stored/blocks.h): 0 bytes if there is no such kind or its blocks do not fill
+// the inputs.
+int64_t ouroboros_stored_size(int kind, int outputs, int inputs) {
+    int64_t size = 0;
+    stored::with_kind(kind, [&](auto k) {
+        if (inputs % stored::block_inputs<decltype(k)>() == 0)
+            size = int64_t(stored::panels(outputs)) * stored::panel_bytes<decltype(k)>(inputs);
+    });
+    return size;
+}
+
+// from: the file's rows, one behind the other.
+void ouroboros_stored_pack(int kind, const void* from, int outputs, int inputs, void* to) {
+    stored::with_kind(kind, [&](auto k) { stored::pack_rows<decltype(k)>((const uint8_t*)from, outputs, inputs, (char*)to); });
+}
+
 // cos, sin: [positions, head_size / 2]. logits: [wanted, vocabulary] of the rows' type. 0, or 1 without memory.
 int ouroboros_forward(const Model* model, const Sequence* sequences, int count, const int* tokens, const float* cos, const float* sin,
                       const int* wanted, int wanted_count, void* logits, int threads) {
     try {
-        with_format(model->format, [&](auto w) {
+        with_any_format(model->format, [&](auto w) {
             using W = decltype(w);
             Forward<W>(*model, sequences, count)
                 .run(tokens, cos, sin, wanted, wanted_count, (typename W::Activation::Element*)logits, threads);

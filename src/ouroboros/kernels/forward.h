@@ -9,6 +9,7 @@
 
 #include "matmul.h"
 #include "plan.h"
+#include "stored/matrix.h"
 #include "team.h"
 
 // One thread's grow-only memory for the forwards that it calls for.
@@ -103,9 +104,32 @@ struct Forward : Plan {
         return rows;
     }
 
+    // The same of a matrix as it is stored.
+    stored::Inputs stored_rows(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows) {
+        const int count = int(rows.count);
+        const stored::Inputs in = {rows, {(stored::Rounded*)(rounded + (each_rounds ? thread * rounded_size : 0)), rows.count}};
+        if (std::all_of(w.part, w.part + w.parts, [](const Part& part) { return stored::plain(part.kind); })) return in;
+        if (each_rounds)
+            for (int r = 0; r < count; ++r) in.rounded.round(rows, r, w.inputs);
+        else
+            team.share(phase++, thread, count, [&](int r) { in.rounded.round(rows, r, w.inputs); });
+        return in;
+    }
+
     // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
     template <class Format, class F>
     void multiply_all(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
+        if constexpr (std::is_same_v<Format, WeightsStored>) {
+            const stored::Inputs in = stored_rows(team, phase, thread, w, rows);
+            team.share(phase++, thread, stored::tiles(w), [&](int tile) {
+                stored::tile(w, tile, in, [&](int r, int o, int left, float* sums) {
+                    for (int i = 0; w.bias && i < TILE; i += LANES)
+                        store_line(sums + i, load_line(sums + i) + Fp32::load(w.bias + o + i, first(left - i)));
+                    done(r, o, left, sums);
+                });
+            });
+            return;
+        } else {
         const int words = w.inputs / A::PER_WORD;
         const Rows in = product_rows<Format>(team, phase, thread, w.inputs, rows);
         const size_t size = Format::tile_size(words);
@@ -122,10 +146,16 @@ struct Forward : Plan {
                 done(r, o, left, sums);
             });
         });
+        }
     }
 
     void embed(int token, int r) const {
         const int o = std::min(std::max(token, 0), m.vocabulary - 1);
+        if constexpr (std::is_same_v<W, WeightsStored>) {
+            const Part& part = m.embedding ? *(const Part*)m.embedding : *m.head.part;
+            stored::row(part, o, m.hidden, [&](int i, float number) { *x.at<float>(r, i) = number * m.embedding_multiplier; });
+            return;
+        } else {
         if (m.embedding) {
             const Element* row = (const Element*)m.embedding + size_t(o) * m.hidden;
             for (int i = 0; i < m.hidden; i += LANES) {
@@ -138,6 +168,7 @@ struct Forward : Plan {
         const char* tile = m.head.weights + o / TILE * Head::tile_size(m.head.inputs / A::PER_WORD);
         const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
         for (int i = 0; i < m.hidden; ++i) *x.at<float>(r, i) = Head::element(tile, o % TILE, i) * factor;
+        }
     }
 
     // Norms, turns and stores one head of a row: of its queries, its keys or its values.
