@@ -46,7 +46,7 @@ class LlamaModel:
 
     Args:
         config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
-        eos_token_ids, grown: kept for ``info``. precision, device: how and where to compute.
+        eos_token_ids, grown, stored: kept for ``info``. precision, device: how and where to compute.
         engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py);
             ``static``: these in fixed shapes, on CUDA as graphs (static.py).
 
@@ -64,6 +64,7 @@ class LlamaModel:
         device: torch.device,
         engine: str = "auto",
         grown: str | None = None,
+        stored: str | None = None,
     ) -> None:
         reader = Reader(config, weights, precision.rows, device)
         self.config = config
@@ -81,6 +82,7 @@ class LlamaModel:
             device=str(device),
             engine=computes,
             grown=grown,
+            stored=stored,
             work=_work(config, precision),
         )
 
