@@ -8,17 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ouroboros.models.stored import BLOCKS, StoredWeights
+from ouroboros.models.stored import BLOCKS, HALVES, StoredWeights
 
-# Where a block's float16 lie: what multiplies its numbers, then what its minima are multiplied with.
-HALVES: Mapping[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q5_0": (0,),
-    "Q8_0": (0,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
 # Numbers of this size come of random bits with a float16 of 1: |number - middle| times a scale within the block.
 SPREAD = {"Q4_0": 4.6, "Q5_0": 9.2, "Q8_0": 74, "Q4_K": 260, "Q5_K": 540, "Q6_K": 1370}
 

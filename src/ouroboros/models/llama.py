@@ -23,7 +23,7 @@ from ouroboros.models.kernels import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
-from ouroboros.models.packed import STORED
+from ouroboros.models.packed import STORED, stored_bytes
 from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
 from ouroboros.models.static import StaticDecoder
 from ouroboros.models.weights import Reader, StoredSource, WeightSource
@@ -47,7 +47,7 @@ class LlamaModel:
 
     Args:
         config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
-        eos_token_ids, grown: kept for ``info``. precision, device: how and where to compute.
+        eos_token_ids, grown, stored: kept for ``info``. precision, device: how and where to compute.
         engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py);
             ``static``: these in fixed shapes, on CUDA as graphs (static.py).
 
@@ -65,6 +65,7 @@ class LlamaModel:
         device: torch.device,
         engine: str = "auto",
         grown: str | None = None,
+        stored: str | None = None,
     ) -> None:
         reader = Reader(config, weights, precision.rows, device)
         self.config = config
@@ -82,6 +83,7 @@ class LlamaModel:
             device=str(device),
             engine=computes,
             grown=grown,
+            stored=stored,
             work=_work(reader, precision),
         )
 
@@ -119,7 +121,7 @@ def _work(reader: Reader, precision: Precision) -> Work:
     if precision.weights == STORED and isinstance(source, StoredSource):
         tied = config.tie_word_embeddings
         names = [*matrices, "model.embed_tokens.weight"] if tied else matrices
-        read = sum(source.stored(name).bytes_RB.nbytes for name in names)
+        read = sum(stored_bytes(source, name) for name in names)
     matrices["lm_head.weight"] = matrices.get("lm_head.weight", embedding)
     if precision.weights != STORED:
         read = weight_bytes(matrices, precision.weights)

@@ -14,7 +14,7 @@ from ouroboros.models.quantised import head_format
 from ouroboros.models.stored import StoredWeights
 from ouroboros.models.weights import LayerWeights, Reader, StoredSource
 
-__all__ = ["FORMATS", "STORED", "Arena", "Matrix", "Packer", "RoundedPacker", "StoredPacker", "floats"]
+__all__ = ["FORMATS", "STORED", "Arena", "Matrix", "Packer", "RoundedPacker", "StoredPacker", "floats", "stored_bytes"]
 
 STORED = "stored"  # the format of weights as a GGUF file has them
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "w8a8": 4, STORED: 5}
@@ -62,6 +62,11 @@ class Arena:
             self._end = self._next + len(memory)
         address, self._next = self._next, self._next + size
         return address
+
+
+def stored_bytes(source: StoredSource, name: str) -> int:
+    """Of a matrix in the file, and packed."""
+    return source.stored(name).bytes_RB.nbytes
 
 
 def floats(arena: Arena, tensor: Tensor | None) -> int | None:

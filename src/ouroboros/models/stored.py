@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCKS", "BlockSize", "StoredWeights"]
+__all__ = ["BLOCKS", "HALVES", "BlockSize", "StoredWeights"]
 
 AT_ONCE = 1 << 18  # numbers whose steps are in memory together
 
@@ -41,6 +41,15 @@ BLOCKS: Mapping[str, BlockSize] = {
     "Q5_K": BlockSize(256, 176),
     "Q6_K": BlockSize(256, 210),
 }
+# Where a block's float16 lie: of its numbers, and of what each has less.
+HALVES: Mapping[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q5_0": (0,),
+    "Q8_0": (0,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,13 @@ class StoredWeights:
     @property
     def shape(self) -> tuple[int, int]:
         return self.bytes_RB.shape[0], self.columns
+
+    def finite(self) -> bool:
+        """Whether all numbers are: a block's are, where its float16 are."""
+        if self.kind not in HALVES:
+            return all(bool(part.isfinite().all()) for part in self.dequantised().split(1024))
+        blocks_NB = self.bytes_RB.reshape(-1, BLOCKS[self.kind].bytes)
+        return all(bool(_half(blocks_NB, at).isfinite().all()) for at in HALVES[self.kind])
 
     def dequantised(self, rows: slice | Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers [rows, columns]: of a slice of the rows, of those that an int64 tensor lists, or all. They are

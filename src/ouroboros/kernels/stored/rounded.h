@@ -13,12 +13,14 @@ struct alignas(64) Rounded {
 
     // v: 32 floats.
     void fill(const __m256 v[4]) {
-        const __m256 sign = _mm256_set1_ps(-0.f);
-        __m256 top = _mm256_andnot_ps(sign, v[0]);
-        for (int i = 1; i < 4; ++i) top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
-        __m128 four = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-        const float most = std::max(_mm_cvtss_f32(four), _mm_cvtss_f32(_mm_movehdup_ps(four)));
+        // The largest as whole numbers, among which what is no number is the largest: it then makes all sums what it is.
+        const __m256i size = _mm256_set1_epi32(0x7fffffff);
+        __m256i top = _mm256_and_si256(_mm256_castps_si256(v[0]), size);
+        for (int i = 1; i < 4; ++i) top = _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v[i]), size));
+        __m128i four = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+        four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+        const float most = _mm_cvtss_f32(_mm_castsi128_ps(four));
         const __m256 factor = _mm256_set1_ps(most > TINY ? 127 / most : 0.f);
         __m256i whole[4];
         for (int i = 0; i < 4; ++i) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], factor));
