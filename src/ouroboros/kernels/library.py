@@ -147,7 +147,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.ouroboros_stored_size.restype = ctypes.c_int64
     found.ouroboros_stored_pack.argtypes = [integer, pointer, integer, integer, pointer]
     found.ouroboros_stored_pack.restype = None
-    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 4, integer, pointer, integer]
+    found.ouroboros_stored_product.argtypes = [pointer, pointer, integer, pointer]
+    found.ouroboros_stored_product.restype = None
+    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 3, integer, pointer, integer]
     found.ouroboros_noise.argtypes = [ctypes.c_uint64, ctypes.c_uint64, integer, pointer]
     found.ouroboros_noise.restype = None
     found.ouroboros_guess.argtypes = [

@@ -29,15 +29,17 @@ _Int, _Float, _Pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
-        *((name, _Pointer) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
-        *((name, _Int) for name in ("window", "rotary")),
+        *((name, _Pointer) for name in ("input_norm", "post_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm")),
+        *((name, _Int) for name in ("window", "rotary", "rope")),
     )
 
 
 class _Model(ctypes.Structure):
     _fields_ = (
         *((n, _Int) for n in ("format", "vocabulary", "hidden", "inner", "layers", "heads", "kv_heads", "head_size")),
+        ("gelu", _Int),
         *((n, _Float) for n in ("eps", "attention_scale", "embedding_multiplier", "residual_multiplier", "divisor")),
+        *((n, _Float) for n in ("attention_cap", "logits_cap")),
         ("embedding", _Pointer),
         ("norm", _Pointer),
         ("head", Matrix),
@@ -68,8 +70,6 @@ def unsupported(
         return "no bfloat16 kernels for odd sizes"
     if weights == "int4" and any(size % 4 for size in sizes):
         return "no int4 kernels for sizes that are no multiples of 4"
-    if config.output_norms:
-        return "no kernels for this architecture"
     found = library()
     return found if isinstance(found, str) else None
 
@@ -99,21 +99,24 @@ class KernelDecoder:
             layer.gate_up, layer.down = packer.gate_up(tensors), packer.down(tensors)
             layer.input_norm, layer.post_norm = self._floats(tensors.input_norm()), self._floats(tensors.post_norm())
             layer.q_norm, layer.k_norm = (self._floats(norm) for norm in tensors.qk_norm() or (None, None))
+            norms = tensors.output_norms() or (None, None)
+            layer.attention_norm, layer.mlp_norm = (self._floats(norm) for norm in norms)
             layer.window, layer.rotary = config.windows.get(i, 0), i not in config.without_rotary
+            layer.rope = config.rope_of(i)
         self._held = packer.held
         scale = head**-0.5 if config.attention_scale is None else config.attention_scale
         self._model = _Model(
             *(self._format, config.vocab_size, hidden, inner, config.num_hidden_layers, heads, kv_heads, head),
+            config.activation == "gelu_tanh",
             *(config.rms_norm_eps, scale, config.embedding_multiplier, config.residual_multiplier),
-            config.logits_divisor,
+            *(config.logits_divisor, config.attention_softcap or 0, config.logits_softcap or 0),
             embedding,
             self._floats(reader.norm()),
             packed_head,
             ctypes.addressof(self._layers),
         )
         self._dtype = reader.dtype
-        inverse, self._rope_factor = rotary_frequencies(head, config.rope, config.max_position_embeddings)
-        self._inverse = inverse.float()
+        self._ropes = [rotary_frequencies(head, rope, config.max_position_embeddings) for rope in config.ropes()]
         self._tables = self._rotary_tables(512)
 
     def forward(self, blocks: Sequence[Block], wanted: Sequence[int]) -> Tensor:
@@ -134,15 +137,14 @@ class KernelDecoder:
             last = max(last, block.root + len(parents))
         if last > self._tables[0].shape[0]:
             self._tables = self._rotary_tables(2 * last)
-        cos, sin = self._tables
+        tables = array("Q", [table.data_ptr() for table in self._tables])
         logits = torch.empty((len(wanted), self._vocabulary), dtype=self._dtype)
         failed = self._library.ouroboros_forward(
             ctypes.addressof(self._model),
             ctypes.addressof(sequences),
             len(blocks),
             tokens.buffer_info()[0],
-            cos.data_ptr(),
-            sin.data_ptr(),
+            tables.buffer_info()[0],
             rows.buffer_info()[0],
             len(rows),
             logits.data_ptr(),
@@ -157,9 +159,13 @@ class KernelDecoder:
     def _floats(self, tensor: Tensor | None) -> int | None:
         return floats(self._small, tensor)
 
-    def _rotary_tables(self, size: int) -> tuple[Tensor, Tensor]:
-        angles = torch.outer(torch.arange(size).float(), self._inverse)
-        return angles.cos() * self._rope_factor, angles.sin() * self._rope_factor
+    def _rotary_tables(self, size: int) -> list[Tensor]:
+        """cos and sin of each rope."""
+        found = []
+        for inverse, factor in self._ropes:
+            angles = torch.outer(torch.arange(size).float(), inverse.float())
+            found += [angles.cos() * factor, angles.sin() * factor]
+        return found
 
 
 def _packer(found: ctypes.CDLL, reader: Reader, weights: str, small: Arena) -> Packer:
