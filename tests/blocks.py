@@ -54,7 +54,7 @@ class StoredTensors:
                 kind = next(kind for end, kind in kinds.items() if name.removesuffix(".weight").endswith(end))
             else:
                 kind = kinds[i % len(kinds)]
-            self.matrices[name] = random_blocks(kind, *shape, seed=seed + i, size=shape[1] ** -0.5)
+            self.matrices[name] = random_blocks(kind, shape[0], shape[1], seed + i, shape[1] ** -0.5)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         if name in self.vectors:

@@ -18,8 +18,8 @@ from ouroboros.models.llama import LlamaModel
 from ouroboros.models.loading import parse_config
 from ouroboros.models.packed import KINDS, STORED, Arena, Matrix, Part
 from ouroboros.models.quantised import Precision
-from ouroboros.models.stored import BLOCKS, StoredWeights
-from tests.blocks import HALVES, StoredTensors, random_blocks
+from ouroboros.models.stored import BLOCKS, HALVES, StoredWeights
+from tests.blocks import StoredTensors, random_blocks
 from tests.test_kernels import CPU, chain, filled, life, needed, one_by_one, random_tree, score, text
 
 pytestmark = needed
@@ -54,9 +54,7 @@ class Packed:
     def product(self, rows: Tensor) -> Tensor:
         out = torch.full((len(rows), self.width), torch.nan)
         x = rows.contiguous()
-        self.library.ouroboros_stored_product(
-            ctypes.addressof(self.matrix), x.data_ptr(), len(rows), out.data_ptr()
-        )
+        self.library.ouroboros_stored_product(ctypes.addressof(self.matrix), x.data_ptr(), len(rows), out.data_ptr())
         return out
 
 
@@ -115,7 +113,8 @@ def test_extremes(kind: str) -> None:
         for at in HALVES[kind]:
             found[:, at : at + 2] = torch.tensor([1.0], dtype=torch.float16).view(torch.uint8)
         stored = StoredWeights(kind, found, columns)
-        for x in (torch.ones(3, columns), -torch.ones(3, columns), torch.ones(3, columns) * torch.tensor([1.0, -1]).repeat(columns // 2)):
+        ones, signs = torch.ones(3, columns), torch.tensor([1.0, -1]).repeat(columns // 2)
+        for x in (ones, -ones, ones * signs):
             weights = stored.dequantised().double()
             near(Packed(stored).product(x), x.double() @ weights.T, weights.abs().sum(1)[None])
 
@@ -169,6 +168,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         "residual_multiplier": 0.6,
         "logits_scaling": 7.0,
     },
+    "gemma3": {"model_type": "gemma3_text", "sliding_window": 5, "sliding_window_pattern": 2},
 }
 
 

@@ -78,7 +78,8 @@ class KernelDecoder:
     """Computes forwards of one model (see llama.Decoder).
 
     Args:
-        weights: of FORMATS; with int8, int4 and w8a8 rows are bfloat16, with STORED float32. ``unsupported`` must be None.
+        weights: of FORMATS; with int8, int4 and w8a8 rows are bfloat16, with STORED float32. ``unsupported``
+            must be None.
     """
 
     def __init__(self, reader: Reader, weights: str) -> None:

@@ -18,8 +18,8 @@ from ouroboros.models.kernels import unsupported
 from ouroboros.models.linear import packs
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
-from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
 from ouroboros.models.packed import STORED, stored_bytes
+from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
 from ouroboros.models.sound import EMBEDDING, check_model, check_tensors
 from ouroboros.models.tensors import DTYPES, Tensors, stored_dtype
 
@@ -121,14 +121,18 @@ def build(
         InputError: unknown dtype.
     """
     config = checkpoint.config
+    if isinstance(weights, GGUFTensors) and dtype in ("auto", STORED) and engine in ("auto", "kernels"):
+        reason = unsupported(config, FP32, device, STORED)
+        if reason is None:
+            return _as_stored(checkpoint, weights, device)
+        if dtype == STORED:
+            raise InputError(f"dtype {STORED} cannot be had here: {reason}")
     shapes = {name: shape for name, shape in config.shapes().items() if weights.shape(name) == shape}
     rounded = dtype in QUANTISED
     parameters = sum(math.prod(shape) for shape in shapes.values())
     kind = pick_dtype("bfloat16" if rounded else dtype, weights.dtype, parameters, device)
     precision = Precision.of(str(dtype) if rounded else kind)
     if isinstance(weights, GGUFTensors):
-        if dtype in ("auto", STORED) and engine in ("auto", "kernels") and not unsupported(config, FP32, device, STORED):
-            return _as_stored(checkpoint, weights, device)
         weights = weights.rounded(kind)
     available = available_memory(device)
     needed = weight_bytes(shapes, precision.weights)

@@ -7,7 +7,6 @@ import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from ouroboros.models.quantised import head_format
@@ -80,7 +79,7 @@ def floats(arena: Arena, tensor: Tensor | None) -> int | None:
 
 
 def tiled(bias: Tensor | None) -> Tensor | None:
-    """A bias of gate and up in the order of their tiles: 16 gates and the same 16 of up, the last one filled with zeros."""
+    """A bias of gate and up in the order of their tiles: 16 gates and the same 16 of up, the last filled with zeros."""
     if bias is None:
         return None
     inner = bias.shape[0] // 2
@@ -161,7 +160,7 @@ class RoundedPacker:
 
 
 class StoredPacker:
-    """Of a GGUF file's blocks, in the file's bytes and in another order. Its pages are let go as soon as they are read."""
+    """Of a GGUF file's blocks, in as many bytes and another order. The file's pages are let go when they are read."""
 
     def __init__(self, library: ctypes.CDLL, reader: Reader, source: StoredSource, small: Arena) -> None:
         self._library, self._reader, self._source, self._small = library, reader, source, small

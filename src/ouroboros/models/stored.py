@@ -107,7 +107,8 @@ def _wide(whole: Tensor) -> Tensor:
 
 def _bits(bytes_NB: Tensor, width: int, shifts: range, mask: int) -> Tensor:
     """For every ``width`` bytes: these bits of them all at the first shift, at the second, and so on; [N, …]."""
-    own_NB = bytes_NB.clone(memory_format=torch.contiguous_format)  # one row of a view is contiguous, and may begin anywhere
+    # A view's only row is contiguous, and may begin anywhere.
+    own_NB = bytes_NB.clone(memory_format=torch.contiguous_format)
     words = own_NB.view(torch.int32).view(bytes_NB.shape[0], -1, 1, width // 4)  # four bytes at once
     mask *= 0x01010101
     return torch.cat([words >> shift & mask for shift in shifts], 2).flatten(1).view(torch.uint8)
