@@ -68,15 +68,8 @@ def llama_cpp(file: Path, threads: int) -> tuple[Forward, dict[str, Any]]:
     import llama_cpp as lib
 
     start = time.perf_counter()
-    llama = lib.Llama(
-        str(file),
-        n_ctx=1024,
-        n_batch=PREFILL,
-        n_ubatch=PREFILL,
-        n_threads=threads,
-        n_threads_batch=threads,
-        verbose=False,
-    )
+    sizes = {"n_ctx": 1024, "n_batch": PREFILL, "n_ubatch": PREFILL, "n_threads": threads, "n_threads_batch": threads}
+    llama = lib.Llama(str(file), **sizes, verbose=False)
     loaded = time.perf_counter() - start
     memory, batch = lib.llama_get_memory(llama.ctx), lib.llama_batch_init(PREFILL, 0, 1)
     text = tokens(PREFILL, llama.n_vocab())
@@ -112,12 +105,10 @@ def reading(size: int, threads: int) -> tuple[Forward, dict[str, Any]]:
 def serve(side: str, file: Path, threads: int, size: int) -> None:
     """Reads lines ``rows prefill``; answers each with seconds."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    make = {
-        OURS: lambda: ours(file, threads),
-        PEER: lambda: llama_cpp(file, threads),
-        LIMIT: lambda: reading(size, threads),
-    }
-    forward, told = make[side]()
+    if side == LIMIT:
+        forward, told = reading(size, threads)
+    else:
+        forward, told = (ours if side == OURS else llama_cpp)(file, threads)
     forward(ROWS[-1], False)
     print(json.dumps({**told, "memory": resident()}), file=answers, flush=True)
     for line in sys.stdin:
@@ -195,12 +186,10 @@ def report(raw: dict[str, Any]) -> str:
     sides = raw["sides"]
     lines = ["| | " + " | ".join(sides) + " | ratio |", "|---" * (len(sides) + 2) + "|"]
     for name in sides[OURS]["milliseconds"]:
-        medians = [
-            statistics.median(sides[s]["milliseconds"][name]) if name in sides[s]["milliseconds"] else None
-            for s in sides
-        ]
-        ratio = f"{medians[0] / medians[1]:.2f}" if PEER in sides and medians[0] and medians[1] else ""
-        lines.append(f"| {name} | " + " | ".join("" if m is None else f"{m:.1f}" for m in medians) + f" | {ratio} |")
+        medians = {side: statistics.median(found) for side in sides if (found := sides[side]["milliseconds"].get(name))}
+        ratio = f"{medians[OURS] / medians[PEER]:.2f}" if PEER in medians else ""
+        cells = [f"{medians[side]:.1f}" if side in medians else "" for side in sides]
+        lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines)
 
 

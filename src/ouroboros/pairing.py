@@ -70,7 +70,8 @@ def load(
             ``kernels`` (C++, on CPUs with AVX2 or AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or
             ``plain``, or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which.
         draft_dtype: the draft model's; ``auto`` is ``dtype``, but beside a bfloat16 target or a GGUF file in the C++
-            kernels what costs the time to read few bytes: a GGUF file's own blocks, else ``w8a8``. What is drafted is verified whatever drafts it.
+            kernels what costs the time to read few bytes: a GGUF file's own blocks, else ``w8a8``. What is drafted is
+            verified whatever drafts it.
 
     Raises:
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
