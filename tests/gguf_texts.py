@@ -12,7 +12,7 @@ CODE = (
     "SELECT name, COUNT(*) FROM t WHERE x >= 10.5e-3 GROUP BY name;",
     "const f = async (x) => { await g(`${x}!`); };\n\n\n",
     "#!/bin/sh\nset -euo pipefail; grep -rn 'a\\|b' . | awk '{print $1}'",
-    "<div class=\"a-b_c\">&nbsp;<br/>text</div>",
+    '<div class="a-b_c">&nbsp;<br/>text</div>',
     '{"key": [1, 2.50, -3e7, null, true], "ключ": "значение"}',
     "impl<'a> Iterator for S<'a> { type Item = &'a str; }",
     "\\begin{equation} \\sum_{i=1}^{n} x_i^2 = 10^{-3} \\end{equation}",
@@ -34,17 +34,29 @@ LANGUAGES = (
     "Nguyễn Văn A ăn phở ở Hà Nội",
     "e\u0301 vs é, ﬁ vs fi, Ⅷ, ½, ²³, ａｂｃ, ß→SS, İstanbul ıi",
 )
-EMOJI = ("🎉🎊", "👩‍👩‍👧‍👦 family", "🇩🇪🇨🇳", "a😀b 😀 c", "❤️ vs ❤", "\U0001f9d1\U0001f3fd‍🚀", "\u0378 \U0010fffd", "∀x∈ℝ: ⌈x⌉ ≥ x → ¬∃y")
+EMOJI = (
+    "🎉🎊",
+    "👩‍👩‍👧‍👦 family",
+    "🇩🇪🇨🇳",
+    "a😀b 😀 c",
+    "❤️ vs ❤",
+    "\U0001f9d1\U0001f3fd‍🚀",
+    "\u0378 \U0010fffd",
+    "∀x∈ℝ: ⌈x⌉ ≥ x → ¬∃y",
+)
 SPACES = (
-    "", " ", "  ", "   ", "\n", "\n\n", "\n\n\n\n", "\t", "\t\t\tx", " \n \n", "a  b   c    d", "  leading", "trailing  ",
-    "\r\n\r\n", "x\n   \n  y", "a\u00a0b\u2003c\u200bd", "\u3000全角", "    x = 1\n        y = 2\n", "a \t\n b", " a", "\na", "a\n ",
-    "▁under▁score", "▁", "a ▁ b",
+    "", " ", "  ", "   ", "\n", "\n\n", "\n\n\n\n", "\t", "\t\t\tx", " \n \n", "a  b   c    d", "  leading",
+    "trailing  ", "\r\n\r\n", "x\n   \n  y",
+    "a\u00a0b\u2003c\u200bd", "\u3000全角", "    x = 1\n        y = 2\n", "a \t\n b",
+    " a", "\na", "a\n ", "▁under▁score", "▁", "a ▁ b",
 )  # fmt: skip
 NAMES = (
     "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
-    "<|endoftext|>", "a<|endoftext|>b", " <|im_end|> ", "<|im_end", "|im_end|>", "<tool_call>{}</tool_call>",
-    "<start_of_turn>user\nhi<end_of_turn>\n", "<bos>x<eos>", "<pad><unk>", "<unused0>", "[PAD151665]", "<|fim_prefix|>a",
-    "<s>x</s>", "[INST] x [/INST]", "<|eot_id|>", "<h1>x</h1>", "<0x0A><0xFF>", "<|im_start|><|im_start|>",
+    "<|endoftext|>", "a<|endoftext|>b", " <|im_end|> ", "<|im_end", "|im_end|>",
+    "<tool_call>{}</tool_call>",
+    "<start_of_turn>user\nhi<end_of_turn>\n", "<bos>x<eos>", "<pad><unk>", "<unused0>", "[PAD151665]",
+    "<|fim_prefix|>a", "<s>x</s>", "[INST] x [/INST]", "<|eot_id|>", "<h1>x</h1>", "<0x0A><0xFF>",
+    "<|im_start|><|im_start|>",
 )  # fmt: skip
 
 

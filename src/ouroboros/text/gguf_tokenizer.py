@@ -43,7 +43,7 @@ PATTERNS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("default", "gpt-2", "phi-2", "olmo", "jais", "mpt", "stablelm"), (GPT2,)),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe"), (LLAMA3,)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo"), (QWEN2,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), (DIGITS, GPT2)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (DIGITS, GPT2)),
     **dict.fromkeys(("gpt-4o", "llama4"), (GPT4O,)),
     "tekken": (TEKKEN,),
     "deepseek-coder": DEEPSEEK_CODER,
@@ -155,7 +155,7 @@ def _sentencepiece(metadata: Metadata, tokens: list[str]) -> Tokenizer:
     gemma = architecture.startswith("gemma")
     if gemma:
         # Its files hold runs of spaces as spaces, and scores that do not follow the order of merges, as positions do.
-        tokens = [SPACE * len(token) if token and not token.strip(" ") and len(token) > 1 else token for token in tokens]
+        tokens = [SPACE * len(token) if len(token) > 1 and not token.strip(" ") else token for token in tokens]
         scores = -np.arange(len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = special_ids(metadata).get("unk_token")
