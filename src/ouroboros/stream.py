@@ -114,6 +114,8 @@ class Stream:
     def close(self) -> None:
         """Stops decoding; what was written is kept in ``result``. Does nothing to a stream that has ended."""
         self._chunks.close()
+        if self._result is None:
+            self._written.append(self._text.finish())  # its tokens are kept too
         self._finish()
 
     @property
@@ -160,9 +162,8 @@ class Stream:
             pieces.append((piece, origin.label))
             if stopped:
                 break
-        token_ids, origins = step.tokens[: len(pieces)], step.origins[: len(pieces)]
-        drafted = step.draft_forwards, step.draft_seconds
-        self._recorder.step(step.tree, origins, step.seconds, *drafted, step.decision)
+        token_ids = step.tokens[: len(pieces)]
+        step.record(self._recorder, len(token_ids))
         text = "".join(piece for piece, _ in pieces)
         self._token_ids += token_ids
         if self._logprobs is not None and step.logits_TV is not None:

@@ -17,7 +17,7 @@ from ouroboros.flow import Answer, Flow, Meter, Score, metered, read
 from ouroboros.models.base import ScoreRequest
 from ouroboros.models.context import Context
 from ouroboros.sampling import Sampler
-from ouroboros.stats import Decision
+from ouroboros.stats import Decision, StatsRecorder
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import verify
 
@@ -56,6 +56,12 @@ class Step:
     decision: Decision | None = None
     logits_TV: Tensor | None = None
     seconds: float = 0.0
+
+    def record(self, recorder: StatsRecorder, kept: int) -> None:
+        """Tells a recorder; the first ``kept`` tokens became output."""
+        recorder.step(
+            self.tree, self.origins[:kept], self.seconds, self.draft_forwards, self.draft_seconds, self.decision
+        )
 
 
 Event = Begun | Step

@@ -8,7 +8,8 @@ architecture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -18,43 +19,48 @@ from torch import Tensor
 from ouroboros.errors import LoadError
 from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
 from ouroboros.models.transformers_cache import RowSlot
-from ouroboros.models.transformers_config import WINDOWS, end_tokens, mask_kinds, max_positions
+from ouroboros.models.transformers_config import WINDOWS, end_tokens, mask_kinds, max_positions, positions_end
 from ouroboros.tree import TokenTree
 
-__all__ = ["MaskForm", "TransformersModel"]
+__all__ = ["MaskForm", "TransformersModel", "evaluating"]
 
 PREFILL_CHUNK = 512
 MaskForm = Literal["by kind", "single"]  # a tree's masks: one for each kind of attention, by its name; or one tensor
 
 
 class TransformersModel:
-    """A loaded transformers model (see base.CausalModel). ``info.trees`` says whether it takes trees or chains only.
+    """A loaded transformers model (see base.CausalModel). ``info.trees`` says whether it takes trees or chains only;
+    ``config``: of its text.
 
     Args:
-        module: a causal language model in evaluation mode; its ``forward`` alone is called.
+        module: a causal language model; its ``forward`` alone is called, in evaluation mode, whatever mode it is in.
         vocab_size: the number of its logits. masks: how its forward takes the masks of a tree; None: it takes none.
+        past_end: it may go on past the positions that it was made for, where its forward does.
 
     Raises:
         LoadError: its weights are not in memory.
     """
 
-    def __init__(self, module: transformers.PreTrainedModel, vocab_size: int, masks: MaskForm | None) -> None:
+    def __init__(
+        self, module: transformers.PreTrainedModel, vocab_size: int, masks: MaskForm | None, past_end: bool = False
+    ) -> None:
         self._module = module
-        self._config = module.config.get_text_config(decoder=True)
+        self._made_of = _state(module)
+        self._parts_train = False
+        self.config = module.config.get_text_config(decoder=True)
         self._form = masks
         embedding = module.get_input_embeddings().weight
         assert isinstance(embedding, Tensor)
         if embedding.is_meta and getattr(module, "hf_device_map", None) is None:
             raise LoadError("its weights are not in memory (device meta)")
         self._device: torch.device = torch.device("cpu") if embedding.is_meta else embedding.device
-        self._embeddings = embedding.shape[0]
         parameters = inspect.signature(module.forward).parameters
         self.takes_positions = "position_ids" in parameters
         self._takes_rows = "logits_to_keep" in parameters
         self.info = ModelInfo(
             backend="transformers",
             vocab_size=vocab_size,
-            max_positions=max_positions(self._config),
+            max_positions=positions_end(self.config) if past_end else max_positions(self.config),
             eos_token_ids=end_tokens(module),
             parameters=sum(p.numel() for p in module.parameters()),
             dtype=str(module.dtype).removeprefix("torch."),
@@ -62,10 +68,25 @@ class TransformersModel:
             trees=masks is not None,
         )
 
+    @property
+    def change(self) -> str | None:
+        """What of the module is another than when this was made, and would be taken for the old; None: nothing."""
+        state = _state(self._module)
+        return next(
+            (f"its {n} was {was} and is {state[n]}" for n, was in self._made_of.items() if state[n] != was), None
+        )
+
     def open(self) -> RowSlot:
+        """
+        Raises:
+            LoadError: the module has changed since.
+        """
+        if change := self.change:
+            raise LoadError(f"the loaded {type(self._module).__name__} has changed, {change}; load it again")
+        self._parts_train = any(part.training for part in self._module.modules())  # too slow for every forward
         return RowSlot()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, slot: Slot, token_ids: Sequence[int]) -> None:
         own = _own(slot)
         assert own.pending == 0, "tokens cannot be committed behind pending nodes"
@@ -74,7 +95,7 @@ class TransformersModel:
             self.forward(own, chunk, range(own.length, own.length + len(chunk)), None, [len(chunk) - 1])
             own.advance(len(chunk), 0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         return [self._score(request) for request in requests]
 
@@ -105,13 +126,16 @@ class TransformersModel:
         """
         assert max(positions) < self.info.max_positions, f"position {max(positions)} is beyond the model's context"
         # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
-        ids = torch.tensor([list(tokens)], device=self._device).clamp_(max=self._embeddings - 1)
+        ids = torch.tensor([list(tokens)], device=self._device).clamp_(max=self._made_of["vocabulary"] - 1)
         arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": slot.cache, "attention_mask": mask}
         if self.takes_positions:
-            arguments["position_ids"] = torch.tensor([list(positions)], device=self._device)
+            arguments["position_ids"] = torch.tensor([list(positions)], device=self._device) + slot.ahead
         if self._takes_rows:
             arguments["logits_to_keep"] = torch.tensor(list(rows), dtype=torch.long)  # on a CPU it indexes any device
-        logits: Tensor = self._module(**arguments, use_cache=True, return_dict=True).logits[0]
+        for name, value in slot.beside.items():
+            arguments[name] = value.expand(-1, len(tokens))
+        with evaluating(self._module) if self._parts_train or self._module.training else nullcontext():
+            logits: Tensor = self._module(**arguments, use_cache=True, return_dict=True).logits[0]
         return logits if self._takes_rows else logits[list(rows)]
 
     def _masks(self, tree: TokenTree, pending: int, catch_up: int, positions: Sequence[int]) -> Any:
@@ -125,14 +149,43 @@ class TransformersModel:
         def additive(kind: str) -> Tensor:
             seen = visible
             if kind != "full_attention":
-                size = getattr(self._config, WINDOWS[kind])
+                size = getattr(self.config, WINDOWS[kind])
                 near = keys > queries - size if kind == "sliding_attention" else keys // size == queries // size
                 seen = visible & near
             mask = torch.zeros(visible.shape, dtype=self._module.dtype)
             return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None].to(self._device)
 
-        masks = {kind: additive(kind) for kind in mask_kinds(self._config)}
+        masks = {kind: additive(kind) for kind in mask_kinds(self.config)}
         return masks if self._form == "by kind" else next(iter(masks.values()))
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Meanwhile a module is in evaluation mode (no dropout); afterwards each of its parts is in the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _state(module: transformers.PreTrainedModel) -> dict[str, Any]:
+    """What a change of the module would make wrong here."""
+    head, embedding = module.get_output_embeddings(), module.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
+    text = module.config.get_text_config(decoder=True)
+    return {
+        "vocabulary": embedding.shape[0],
+        "number of logits": getattr(getattr(head, "weight", None), "shape", (0,))[0],
+        "dtype": module.dtype,
+        "device": embedding.device,
+        "attention": text._attn_implementation,
+        "context": max_positions(text),
+        "end tokens": end_tokens(module),
+    }
 
 
 def _own(slot: Slot) -> RowSlot:
