@@ -75,12 +75,14 @@ def decode(
     max_new_tokens: int,
     stop_ids: Set[int] = frozenset(),
     keep_logits: bool = False,
+    room: int | None = None,
 ) -> Flow[None]:
     """Yields needs, ``Begun`` and then steps until ``max_new_tokens``, a stop token or the end of the context.
 
     Args:
         context: of the target model; what it holds of the prompt already is not computed again.
         prompt: at least one token, shorter than the model's context. keep_logits: whether steps carry their logits.
+            room: new tokens that the context has room for; None: as many as it has positions in all.
     """
     target, slot = context.model, context.slot
     sequence = list(prompt)
@@ -91,7 +93,7 @@ def decode(
         reading = Meter()
         yield from metered(drafter.start(sequence), reading)
         yield Begun(cached, reading.seconds)
-        remaining = min(max_new_tokens, target.info.max_positions - len(prompt))
+        remaining = min(max_new_tokens, target.info.max_positions - len(prompt) if room is None else room)
         while remaining > 0:
             drafting = Meter()
             tree = yield from metered(drafter.propose(sequence, remaining - 1), drafting)

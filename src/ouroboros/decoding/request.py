@@ -26,6 +26,7 @@ class Request:
         prompt: token ids, at least one. sampler: draws, by the request's parameters and seed. stop_ids: tokens that end
             it. memory: what earlier requests left, and this one adds to. forced: tokens of the only continuation of a
             text, as far as there is but one. keep_logits: whether steps carry the target's logits.
+            room: see ``decode``.
     """
 
     prompt: Sequence[int]
@@ -34,6 +35,7 @@ class Request:
     memory: Memory
     forced: Callable[[Sequence[int]], list[int]] | None = None
     keep_logits: bool = False
+    room: int | None = None
 
 
 def start(
@@ -50,4 +52,4 @@ def start(
     if request.forced is not None:
         drafter = ForcedDrafter(drafter, request.forced)
     new = sampler.params.max_new_tokens
-    return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits)
+    return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits, request.room)

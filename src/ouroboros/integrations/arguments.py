@@ -70,9 +70,7 @@ def refuse(
             raise InputError(f"{name} must be False: rejected rows make it meaningless")
     for processor in processors:
         if isinstance(processor, tuple(getattr(logits_process, name) for name in STATEFUL)):
-            raise InputError(
-                f"a {type(processor).__name__} must not be among the processors: it counts its calls or rows"
-            )
+            raise InputError(f"a {type(processor).__name__} cannot be used: it counts its calls or its rows")
     if streamer is not None and len(input_ids) > 1:
         raise InputError(f"a streamer takes one row, not {len(input_ids)}")
     if cache is None:
@@ -83,19 +81,19 @@ def refuse(
         raise InputError(f"past_key_values that hold rows must come with one row of input_ids, not {len(input_ids)}")
 
 
-def count_padding(mask: Tensor | None, number: int, length: int) -> int:
+def count_padding(mask: Tensor | None, number: int, length: int, of: str = "") -> int:
     """How many tokens on the left of a row of this length its mask hides; of a longer row (virtual tokens, a cache) the
     end counts.
 
     Args:
-        mask: [rows, length or more], or None.
+        mask: [rows, length or more], or None. of: what the mask's name begins with.
     """
     if mask is None:
         return 0
     if mask.dim() != 2:
-        raise InputError(f"attention_mask must have two dimensions, not {mask.dim()}")
+        raise InputError(f"{of}attention_mask must have two dimensions, not {mask.dim()}")
     row = mask[number].bool()
     kept = int(row.sum())
     if not bool(row[len(row) - kept :].all()):
-        raise InputError("attention_mask must be 0 on the left alone (padding_side='left')")
+        raise InputError(f"{of}attention_mask must be 0 on the left alone (padding_side='left')")
     return min(length, max(0, length - kept))

@@ -35,7 +35,7 @@ from ouroboros.integrations.rows import Prompt, read_row, request_of
 from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
 from ouroboros.models.guided import GuidedModel
-from ouroboros.models.prompted import PromptedModel
+from ouroboros.models.prompted import PromptedModel, ShiftedModel
 from ouroboros.models.transformers import wrap_module
 from ouroboros.models.transformers_model import TransformersModel, evaluating
 from ouroboros.phrases.memory import Memory
@@ -127,19 +127,22 @@ class CustomGenerate:
             readings = read_prompts(model, adapter, input_ids, config, model_kwargs)
             seconds = (time.perf_counter() - began) / len(readings)
             for number, (prompt, reading) in enumerate(zip(prompts, readings, strict=True)):
-                room = adapter.info.max_positions + 1 - reading.position  # the last token needs no row of its own
-                if room <= 0:
-                    end = f"{type(model).__name__} has {adapter.info.max_positions} positions"
-                    raise InputError(f"the prompt ends at position {reading.position - 1}; {end}")
                 guidance, others = split_guidance(processors, number, prompt.ids)
                 prompted = PromptedModel(adapter, reading, len(prompt.ids))
-                target = Context(_guided(prompted, prompt.ids, guidance, adapter))
+                target = Context(_guided(prompted, prompt.ids, guidance, _second(adapter, guidance)))
+                # The last token needs no position of its own.
+                room = target.model.info.max_positions + 1 - len(prompt.ids)
+                if room <= 0:
+                    end = f"{type(model).__name__} has {adapter.info.max_positions} in all"
+                    raise InputError(
+                        f"the prompt and negative_prompt_ids take {reading.position} positions or more; {end}"
+                    )
                 draft = None
                 if draft_model is not None:
                     draft = Context(_guided(self._adapter(draft_model), prompt.ids, guidance))
                 own, info = [of_row(one, number) for one in others], target.model.info
                 memory = self._memory(model, phrase_pool)
-                request = request_of(prompt, own, config, min(room, info.max_positions), info.vocab_size, memory)
+                request = request_of(prompt, own, config, room, info.vocab_size, memory)
                 recorder = StatsRecorder(
                     method, info.backend, info.dtype, info.device, request.sampler.seed, len(prompt.ids), info.trees,
                     draft is None or draft.model.info.trees,
@@ -188,6 +191,11 @@ def _guided(
     model: CausalModel, prompt: Sequence[int], guidance: Guidance | None, second: CausalModel | None = None
 ) -> CausalModel:
     return model if guidance is None else GuidedModel(model, guidance.scale, prompt, guidance.negative, second)
+
+
+def _second(adapter: TransformersModel, guidance: Guidance | None) -> CausalModel:
+    """What answers for the negative context: transformers counts its padding among the positions."""
+    return ShiftedModel(adapter, guidance.ahead) if guidance is not None and guidance.ahead else adapter
 
 
 def _prompts(input_ids: Tensor, config: GenerationConfig, inputs: Mapping[str, Any]) -> list[Prompt]:

@@ -19,16 +19,18 @@ from transformers.generation.logits_process import (
 )
 
 from ouroboros.errors import InputError
+from ouroboros.integrations.arguments import count_padding
 
 __all__ = ["Guidance", "Shown", "of_row", "split_guidance"]
 
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """``negative``: token ids of the second context."""
+    """``negative``: token ids of the second context; ``ahead``: the position of the first."""
 
     scale: float
     negative: list[int]
+    ahead: int = 0
 
 
 def split_guidance(
@@ -42,12 +44,12 @@ def split_guidance(
         raise InputError("guidance_scale must come before all other processors, as transformers puts it")
     found = processors[0]
     ids, mask = found.unconditional_context["input_ids"], found.unconditional_context["attention_mask"]
-    negative = list(prompt[-1:])
-    if ids is not None:
-        row = ids[number if len(ids) > 1 else 0]
-        kept = row if mask is None else row[mask[number if len(mask) > 1 else 0].bool()]
-        negative = kept.tolist() or negative
-    return Guidance(float(found.guidance_scale), negative), LogitsProcessorList(processors[1:])
+    others = LogitsProcessorList(processors[1:])
+    if ids is None:
+        return Guidance(float(found.guidance_scale), list(prompt[-1:])), others
+    row = ids[number if len(ids) > 1 else 0]
+    ahead = count_padding(mask, number if mask is not None and len(mask) > 1 else 0, len(row), "negative_prompt_")
+    return Guidance(float(found.guidance_scale), row[ahead:].tolist() or list(prompt[-1:]), ahead), others
 
 
 def of_row(processor: Any, number: int) -> Any:

@@ -56,7 +56,7 @@ def request_of(
     row = prompt.row
     before = row[: prompt.padding]
     params = SamplingParams(
-        max_new_tokens=min(max(1, int(config.max_length or 0) - len(row)), room),
+        max_new_tokens=max(1, int(config.max_length or 0) - len(row)),
         temperature=1.0 if config.do_sample else 0.0,
         processors=tuple(Shown(processor, before, prompt.hidden) for processor in processors),
     )
@@ -68,6 +68,7 @@ def request_of(
         stop_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
         memory=memory,
         keep_logits=bool(config.return_dict_in_generate and (config.output_scores or config.output_logits)),
+        room=room,
     )
 
 

@@ -18,7 +18,7 @@ from ouroboros.models.transformers_cache import RowSlot
 from ouroboros.models.transformers_config import UNLIMITED
 from ouroboros.models.transformers_model import TransformersModel
 
-__all__ = ["PromptedModel", "Reading"]
+__all__ = ["PromptedModel", "Reading", "ShiftedModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,16 @@ class PromptedModel:
 
     Args:
         model: what computes the new rows. reading: of the prompt. length: tokens that callers take the prompt for, at
-            least one; what else it has lies before them, and is not seen. Where positions end is for callers to see to.
+            least one; what else it has lies before them, and is not seen.
     """
 
     def __init__(self, model: TransformersModel, reading: Reading, length: int) -> None:
         self._model = model
         self._slot = _PromptedSlot(reading, length)
-        self.info = replace(model.info, max_positions=UNLIMITED, part_of_text=False)
+        positions = model.info.max_positions
+        if positions < UNLIMITED:
+            positions += length - reading.position
+        self.info = replace(model.info, max_positions=positions, part_of_text=False)
 
     def open(self) -> _PromptedSlot:
         return self._slot
@@ -72,6 +75,21 @@ class PromptedModel:
         slot.shown = True
         places = [others.index(row) + 1 if row > 0 else 0 for row in wanted]
         return logits_RV[torch.tensor(places, dtype=torch.long)]
+
+
+class ShiftedModel:
+    """A model whose texts begin at a later position than the first (see base.CausalModel). ``ahead``: by so much."""
+
+    def __init__(self, model: TransformersModel, ahead: int) -> None:
+        self._model = model
+        self._ahead = ahead
+        self.info = replace(model.info, max_positions=model.info.max_positions - ahead)
+        self.prefill, self.score = model.prefill, model.score
+
+    def open(self) -> RowSlot:
+        slot = self._model.open()
+        slot.ahead = self._ahead
+        return slot
 
 
 class _PromptedSlot:
