@@ -74,14 +74,14 @@ def texts(model: Any, **settings: Any) -> Any:
     return model.generate(**{**GREEDY, **settings})
 
 
-def same(model: Any, draft: Any, make: Callable[[], dict[str, Any]]) -> torch.Tensor:
+def same(model: Any, draft: Any, make: Callable[[], dict[str, Any]], itself: Any = None) -> torch.Tensor:
     """What ``make`` gives is written alike by ``generate``, by a drafted tree and without a draft model.
 
-    ``make``: anew for each, since caches are written to.
+    ``make``: anew for each, since caches are written to. ``itself``: the model as a draft.
     """
     plain = texts(model, **make())
     own = CustomGenerate()
-    for more in ({"draft_model": draft}, {}, {"method": "speculative", "draft_model": model}):
+    for more in ({"draft_model": draft}, {}, {"method": "speculative", "draft_model": itself or model}):
         assert texts(model, **make(), **more, custom_generate=own).tolist() == plain.tolist()
     assert isinstance(plain, torch.Tensor)
     return plain
@@ -244,13 +244,11 @@ def test_peft(draft: Any, kind: str) -> None:
     model = lively(KINDS["llama"]())
     more = {"r": 4} if kind == "LoraConfig" else {"num_virtual_tokens": 4}
     tuned = lively(peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **more)))
-    assert (
-        same(tuned, draft, lambda: {"input_ids": PROMPT}).tolist() != texts(models_of(tuned), input_ids=PROMPT).tolist()
-    )
-
-
-def models_of(tuned: Any) -> Any:
-    return lively(KINDS["llama"]())
+    written = same(tuned, draft, lambda: {"input_ids": PROMPT}, itself=draft)
+    assert written.tolist() != texts(lively(KINDS["llama"]()), input_ids=PROMPT).tolist()
+    same(tuned, draft, lambda: {"input_ids": BATCH, "attention_mask": MASK}, itself=draft)
+    with pytest.raises(ouroboros.LoadError, match="must be a transformers model, not PeftModel"):
+        texts(model, input_ids=PROMPT, draft_model=tuned, custom_generate=CustomGenerate())
 
 
 # --------------------------------------------------------------------------------------------------------- images

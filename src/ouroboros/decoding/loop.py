@@ -83,8 +83,12 @@ def decode(
         context: of the target model; what it holds of the prompt already is not computed again.
         prompt: at least one token, shorter than the model's context. keep_logits: whether steps carry their logits.
             room: new tokens that the context has room for; None: as many as it has positions in all.
+
+    Raises:
+        ModelError: the target's logits are no numbers; what was yielded before is right.
     """
     target, slot = context.model, context.slot
+    model = f"the target model ({target.info.backend}, {target.info.dtype} on {target.info.device})"
     sequence = list(prompt)
     try:
         context.follow(sequence)
@@ -101,7 +105,7 @@ def decode(
                 tree = tree.chain()
             answer: Answer = yield Score(target, ScoreRequest(slot, tree))
             logits_NV = answer.logits_RV
-            verdict = verify(tree, logits_NV, sampler, sequence, stop_ids)
+            verdict = verify(tree, logits_NV, sampler, sequence, stop_ids, model)
             context.commit(verdict.path, sequence)
             decision = drafter.observe(verdict)
             tokens = verdict.tokens[:remaining]

@@ -18,6 +18,7 @@ from transformers.generation.logits_process import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
+from ouroboros.config import SamplingParams
 from ouroboros.errors import InputError
 from ouroboros.integrations.arguments import count_padding
 
@@ -43,6 +44,7 @@ def split_guidance(
     if places != [0]:
         raise InputError("guidance_scale must come before all other processors, as transformers puts it")
     found = processors[0]
+    SamplingParams(guidance_scale=float(found.guidance_scale))  # refuses what is beyond 32 bits
     ids, mask = found.unconditional_context["input_ids"], found.unconditional_context["attention_mask"]
     others = LogitsProcessorList(processors[1:])
     if ids is None:
@@ -83,6 +85,7 @@ class Shown:
         self._processor = processor
         self._before = before
         self._hidden = hidden
+        self.__name__ = type(processor).__name__  # what an error calls it
 
     def __call__(self, input_ids_BL: Tensor, scores_BV: Tensor) -> Any:
         before = self._before.expand(len(input_ids_BL), -1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 from ouroboros.models.rows import grown, keep
 
@@ -54,6 +54,14 @@ class _RowLayer(DynamicLayer):
         return keys, values
 
 
+class _RowCache(DynamicCache):
+    """Libraries that put rows of their own in a cache ask whether it is of this kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = _RowLayer
+
+
 def states(cache: Cache) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The number, keys and values of each layer that was written."""
     for index, layer in enumerate(cache.layers):
@@ -71,7 +79,7 @@ class RowSlot:
     """
 
     def __init__(self) -> None:
-        self.cache = Cache(layer_class_to_replicate=_RowLayer)
+        self.cache = _RowCache()
         self.length = 0
         self.pending = 0
         self.ahead: int | Tensor = 0
