@@ -108,6 +108,8 @@ def test_positions_of_ones_own(models: Any, draft: Any, kind: str) -> None:
     for positions in (PROMPT[0] * 0 + 3, torch.arange(9) + 11, torch.arange(9) * 3):
         written = same(model, draft, partial(dict, input_ids=PROMPT, position_ids=positions[None]))
     assert kind == "mistral" or written.tolist() != texts(model, input_ids=PROMPT).tolist()
+    many = 1 + torch.arange(60)[None] % 59  # more rows than there are positions, in the end
+    same(model, draft, partial(dict, input_ids=many, position_ids=torch.full((1, 60), 3)))
     rows = torch.stack((torch.arange(9) + 4, torch.arange(9) + 1))
     same(model, draft, lambda: {"input_ids": BATCH, "attention_mask": MASK, "position_ids": rows})
 

@@ -124,7 +124,8 @@ class TransformersModel:
 
         Without a mask the tokens are a chain, and the model masks it.
         """
-        assert max(positions) < self.info.max_positions, f"position {max(positions)} is beyond the model's context"
+        last = max(positions) + (slot.ahead if isinstance(slot.ahead, int) else 0)
+        assert last < self.info.max_positions, f"position {last} is beyond the model's context"
         # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
         ids = torch.tensor([list(tokens)], device=self._device).clamp_(max=self._made_of["vocabulary"] - 1)
         arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": slot.cache, "attention_mask": mask}
