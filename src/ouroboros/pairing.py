@@ -76,7 +76,7 @@ def load(
 
     Raises:
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
-            for a method that uses none.
+            for a method that uses none; a PhrasePool of another vocabulary.
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
         PoolFileError: the pool's file is no pool, damaged, of another vocabulary, or in use by another decoder.
     """
@@ -130,6 +130,7 @@ def _memory(
     if pool is False:
         return None
     if isinstance(pool, PhrasePool):
+        pool.check(vocab_size, bound)
         return Memory(pool)
     if not isinstance(pool, str | os.PathLike):
         return Memory()

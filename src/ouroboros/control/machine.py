@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torch import Tensor
 from ouroboros.control.cost import Costs, Prior
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError, OuroborosError
+from ouroboros.files import parse_json
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest, Work
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.context import Context
@@ -87,8 +88,8 @@ def speeds_of(info: ModelInfo, directory: Path | None = None) -> Speeds:
     """Of what computes this model: kept ones, else measured now."""
     path = _path(info, directory)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") == FORMAT and all(value > 0 for value in values.values()):
+        values = parse_json(path.read_text(encoding="utf-8"))
+        if values.pop("format") == FORMAT and all(0 < value < math.inf for value in values.values()):
             return Speeds(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # none, or none that this version understands

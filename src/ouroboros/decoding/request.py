@@ -27,7 +27,7 @@ class Request:
         prompt: token ids, at least one. sampler: draws, by the request's parameters and seed. stop_ids: tokens that end
             it. memory: what earlier requests left, and this one adds to. forced: tokens of the only continuation of a
             text, as far as there is but one. keep_logits: whether steps carry the target's logits. written: how many of
-            the prompt's tokens, at its end, the request wrote itself before it was put back.
+            the prompt's tokens, at its end, the request wrote itself before it was put back. room: see ``decode``.
     """
 
     prompt: Sequence[int]
@@ -37,6 +37,7 @@ class Request:
     forced: Callable[[Sequence[int]], list[int]] | None = None
     keep_logits: bool = False
     written: int = 0
+    room: int | None = None
 
 
 def start(
@@ -58,4 +59,4 @@ def start(
     if request.forced is not None:
         drafter = ForcedDrafter(drafter, request.forced)
     new = sampler.params.max_new_tokens - request.written
-    return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits)
+    return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits, request.room)

@@ -139,6 +139,9 @@ def compile_kernels(compiler: str, file: Path, more: Sequence[str] = ()) -> None
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     integer, pointer = ctypes.c_int, ctypes.c_void_p
     found.ouroboros_instructions.restype = ctypes.c_char_p
+    found.ouroboros_sizes.argtypes = [pointer]
+    found.ouroboros_sizes.restype = None
+    found.ouroboros_check.argtypes = [pointer, pointer, integer, integer, pointer, integer]
     found.ouroboros_packed_size.argtypes = [integer] * 4
     found.ouroboros_packed_size.restype = ctypes.c_int64
     found.ouroboros_pack.argtypes = [integer, pointer, integer, integer, integer, pointer, pointer]
@@ -156,11 +159,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         *(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_float),
         *(integer, pointer, pointer, integer, pointer, pointer),
     ]
-    found.ouroboros_guess.restype = None
     found.ouroboros_choose.argtypes = [
         *(integer, pointer, ctypes.c_int64, integer, integer, ctypes.c_float, pointer, integer),
         *(pointer, pointer, pointer, integer, pointer, pointer),
     ]
     found.ouroboros_keep.argtypes = [pointer, *[ctypes.c_int64] * 4, pointer, integer]
-    found.ouroboros_keep.restype = None
     return found

@@ -56,6 +56,11 @@ class _Sequence(ctypes.Structure):
     )
 
 
+_MIRRORED = (_Matrix, _Layer, _Model, _Sequence)  # in the order of ouroboros_sizes
+# What ouroboros_check finds (kernels/checks.h).
+_WRONG = ("", "the model's shape", "lengths", "a cache's capacity", "parents", "positions", "the wanted rows")
+
+
 def unsupported(
     config: DecoderConfig, dtype: torch.dtype, device: torch.device, weights: str | None = None
 ) -> str | None:
@@ -71,7 +76,17 @@ def unsupported(
     if weights == "int4" and any(size % 4 for size in sizes):
         return "no int4 kernels for sizes that are no multiples of 4"
     found = library()
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) else _other_structs(found)
+
+
+def _other_structs(found: ctypes.CDLL) -> str | None:
+    """Whether the library's structs are as large as those here."""
+    sizes = array("q", bytes(8 * len(_MIRRORED)))
+    found.ouroboros_sizes(sizes.buffer_info()[0])
+    for mirror, size in zip(_MIRRORED, sizes, strict=True):
+        if ctypes.sizeof(mirror) != size:
+            return f"the kernels' {mirror.__name__.strip('_')} has {size} bytes, not {ctypes.sizeof(mirror)}"
+    return None
 
 
 class KernelDecoder:
@@ -139,11 +154,15 @@ class KernelDecoder:
         if last > self._tables[0].shape[0]:
             self._tables = self._rotary_tables(2 * last)
         tables = array("Q", [table.data_ptr() for table in self._tables])
+        given = ctypes.addressof(self._model), ctypes.addressof(sequences), len(blocks)
+        positions = self._tables[0].shape[0]
+        wrong = self._library.ouroboros_check(*given, positions, rows.buffer_info()[0], len(rows))
+        assert len(tokens) == sum(len(block) for block in blocks)
+        if wrong:  # by no assert: the kernels would go beyond their buffers
+            raise AssertionError(f"a forward's arguments are wrong: {_WRONG[wrong]}")
         logits = torch.empty((len(wanted), self._vocabulary), dtype=self._dtype)
         failed = self._library.ouroboros_forward(
-            ctypes.addressof(self._model),
-            ctypes.addressof(sequences),
-            len(blocks),
+            *given,
             tokens.buffer_info()[0],
             tables.buffer_info()[0],
             rows.buffer_info()[0],
