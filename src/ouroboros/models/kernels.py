@@ -56,7 +56,7 @@ class _Sequence(ctypes.Structure):
     )
 
 
-_MIRRORED = (_Matrix, _Layer, _Model, _Sequence)  # in the order of ouroboros_sizes
+_MIRRORED = (Matrix, _Layer, _Model, _Sequence)  # in the order of ouroboros_sizes
 # What ouroboros_check finds (kernels/checks.h).
 _WRONG = ("", "the model's shape", "lengths", "a cache's capacity", "parents", "positions", "the wanted rows")
 

@@ -128,6 +128,9 @@ class _PromptedSlot:
         else:
             self.inner.truncate(pending)
 
+    def fork(self, length: int) -> _PromptedSlot:
+        raise AssertionError("a prompt that someone else has read has one slot")
+
     def rewind(self, length: int) -> None:
         """Not below the prompt without its last token, whatever is asked."""
         rows = length + self._before

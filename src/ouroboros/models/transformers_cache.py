@@ -146,7 +146,7 @@ class RowSlot:
         assert 0 <= length <= self.length, f"cannot rewind from {self.length} to {length}"
         self._cut(length, 0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def fork(self, length: int) -> RowSlot:
         assert 0 <= length <= self.length, f"cannot copy {length} rows of {self.length}"
         copy = RowSlot()
@@ -154,6 +154,7 @@ class RowSlot:
             if isinstance(layer, _RowLayer) and layer.is_initialized:
                 keys, values = (buffer[:, :, :length] for buffer in layer.buffers)
                 copy.cache.update(keys, values, number)
+        copy.ahead, copy.beside = self.ahead, dict(self.beside)
         copy.advance(length, 0)
         return copy
 

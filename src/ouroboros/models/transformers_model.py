@@ -37,8 +37,8 @@ class TransformersModel:
     Args:
         module: a causal language model; its ``forward`` alone is called, in evaluation mode, whatever mode it is in.
         vocab_size: the number of its logits. masks: how its forward takes the masks of a tree; None: it takes none.
-        together: whether several sequences may share a forward, which takes such masks; else each has its own. past_end:
-            it may go on past the positions that it was made for, where its forward does.
+        together: whether several sequences may share a forward, which takes such masks; else each has its own.
+        past_end: it may go on past the positions that it was made for, where its forward does.
 
     Raises:
         LoadError: its weights are not in memory.
