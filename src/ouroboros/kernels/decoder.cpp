@@ -35,6 +35,12 @@ bool with_format(int format, F&& action) {
     }
 }
 
+template <class F>
+void with_any_format(int format, F&& action) {
+    if (format == 5) action(WeightsStored());
+    else with_format(format, action);
+}
+
 }  // namespace
 
 extern "C" {
@@ -61,14 +67,45 @@ void ouroboros_pack(int format, const void* from, int outputs, int inputs, int g
     });
 }
 
-// cos, sin: [positions, head_size / 2]. logits: [wanted, vocabulary] of the rows' type. 0, or 1 without memory.
-int ouroboros_forward(const Model* model, const Sequence* sequences, int count, const int* tokens, const float* cos, const float* sin,
+// The same of a matrix in a GGUF file's kind (stored/blocks.h): 0 bytes if there is no such kind or its blocks do not fill
+// the inputs.
+int64_t ouroboros_stored_size(int kind, int outputs, int inputs) {
+    int64_t size = 0;
+    stored::with_kind(kind, [&](auto k) {
+        if (inputs % stored::block_inputs<decltype(k)>() == 0)
+            size = int64_t(stored::panels(outputs)) * stored::panel_bytes<decltype(k)>(inputs);
+    });
+    return size;
+}
+
+// from: the file's rows, one behind the other.
+void ouroboros_stored_pack(int kind, const void* from, int outputs, int inputs, void* to) {
+    stored::with_kind(kind, [&](auto k) { stored::pack_rows<decltype(k)>((const uint8_t*)from, outputs, inputs, (char*)to); });
+}
+
+// rows: [count, inputs]; sums: [count, outputs], or for a pair [count, tiles * 32] in the order of its tiles.
+void ouroboros_stored_product(const Matrix* matrix, const float* rows, int count, float* sums) {
+    const Matrix& w = *matrix;
+    std::vector<char> plain(Rows::size(count, size_t(w.inputs) * 4) + 64), rounded(stored::RoundedRows::size(count, w.inputs) + 64);
+    const auto aligned = [](std::vector<char>& memory) { return memory.data() + (-uintptr_t(memory.data()) & 63); };
+    const stored::Inputs in = {{aligned(plain), size_t(count)}, {(stored::Rounded*)aligned(rounded), size_t(count)}};
+    for (int r = 0; r < count; ++r) {
+        in.plain.pieces<float>(r, 0, w.inputs, [&](float* to, size_t at, size_t size) { std::memcpy(to, rows + size_t(r) * w.inputs + at, size * 4); });
+        in.rounded.round(in.plain, r, w.inputs);
+    }
+    const int tiles = stored::tiles(w), width = w.paired ? tiles * TILE : w.outputs;
+    for (int t = 0; t < tiles; ++t)
+        stored::tile(w, t, in, [&](int r, int o, int left, const float* from) { std::memcpy(sums + size_t(r) * width + o, from, left * 4); });
+}
+
+// tables: of each rope cos and sin, [positions, head_size / 2]. logits: [wanted, vocabulary] of the rows' type. 0, or 1 without memory.
+int ouroboros_forward(const Model* model, const Sequence* sequences, int count, const int* tokens, const float* const* tables,
                       const int* wanted, int wanted_count, void* logits, int threads) {
     try {
-        with_format(model->format, [&](auto w) {
+        with_any_format(model->format, [&](auto w) {
             using W = decltype(w);
             Forward<W>(*model, sequences, count)
-                .run(tokens, cos, sin, wanted, wanted_count, (typename W::Activation::Element*)logits, threads);
+                .run(tokens, tables, wanted, wanted_count, (typename W::Activation::Element*)logits, threads);
         });
         return 0;
     } catch (const std::bad_alloc&) {

@@ -32,7 +32,7 @@ __all__ = ["UnavailableError", "compile_kernels", "instructions", "library"]
 SOURCES = sorted(Path(__file__).parent.rglob("*.[ch]*"))
 NEEDED = {  # the sets of instructions, the faster first, and what each asks of a processor
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"),
-    "avx2": ("avx2", "fma"),
+    "avx2": ("avx2", "fma", "f16c"),
 }
 OPTIONS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
 WITHOUT = {"avx512": (), "avx2": ("-mno-avx512f",)}  # what the processor may have besides
@@ -143,7 +143,13 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.ouroboros_packed_size.restype = ctypes.c_int64
     found.ouroboros_pack.argtypes = [integer, pointer, integer, integer, integer, pointer, pointer]
     found.ouroboros_pack.restype = None
-    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 4, integer, pointer, integer]
+    found.ouroboros_stored_size.argtypes = [integer] * 3
+    found.ouroboros_stored_size.restype = ctypes.c_int64
+    found.ouroboros_stored_pack.argtypes = [integer, pointer, integer, integer, pointer]
+    found.ouroboros_stored_pack.restype = None
+    found.ouroboros_stored_product.argtypes = [pointer, pointer, integer, pointer]
+    found.ouroboros_stored_product.restype = None
+    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 3, integer, pointer, integer]
     found.ouroboros_noise.argtypes = [ctypes.c_uint64, ctypes.c_uint64, integer, pointer]
     found.ouroboros_noise.restype = None
     found.ouroboros_guess.argtypes = [

@@ -41,8 +41,8 @@ class ModelInfo:
     """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names;
     ``trees``: False where ``score`` takes chains only; ``part_of_text``: whether a sequence may begin anywhere in a
     text, or must with the prompt; ``engine``: what computes, and why nothing faster; ``grown``:
-    from what to what, for a model that costs more than it has learned (see grow.py), None for others; ``work``: what a
-    forward has to do."""
+    from what to what, for a model that costs more than it has learned (see grow.py), None for others; ``stored``: of a
+    GGUF file, the types of its matrices, from which they were rounded to ``dtype``; ``work``: what a forward does."""
 
     backend: str
     vocab_size: int
@@ -55,6 +55,7 @@ class ModelInfo:
     part_of_text: bool = True
     engine: str = ""
     grown: str | None = None
+    stored: str | None = None
     work: Work = Work()
 
 
