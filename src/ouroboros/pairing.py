@@ -16,7 +16,7 @@ from ouroboros.errors import InputError, LoadError
 from ouroboros.generate import Decoder, fingerprint
 from ouroboros.models.base import CausalModel
 from ouroboros.models.translated import TranslatedModel
-from ouroboros.opening import Placement, name_of, open_draft, open_model
+from ouroboros.opening import Placement, name_of, open_draft, open_model, use_threads
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
@@ -46,6 +46,7 @@ def load(
     device_map: Any = None,
     engine: str = "auto",
     draft_dtype: str | torch.dtype = "auto",
+    threads: int | None = None,
 ) -> Decoder:
     """Loads a target model and, where the method needs one, a draft model.
 
@@ -71,6 +72,8 @@ def load(
             ``plain``, or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which.
         draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``w8a8`` beside a bfloat16 target in the C++ kernels,
             where a draft forward costs the time to read its weights. What is drafted is verified whatever drafts it.
+        threads: of a forward on the CPU, for this process from now on. None: one for each physical core that the
+            process may use, a container's limit counted, unless PyTorch was told another number.
 
     Raises:
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
@@ -100,6 +103,7 @@ def load(
     if device_map is not None and not isinstance(target, str | os.PathLike):
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {name_of(target)}")
     words = None if tokenizer is None else Tokenizer.wrap(tokenizer)
+    use_threads(threads)
     target_model, own = open_model(target, placement, revision, token, words is None)
     words = words or own
     draft_model = None
