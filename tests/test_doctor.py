@@ -131,17 +131,8 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out)
     assert err == ""
     assert out.count("\n") == 1
-    assert set(found) >= {
-        "versions",
-        "processor",
-        "threads",
-        "memory",
-        "engine",
-        "gpus",
-        "caches",
-        "formats",
-        "measured",
-    }
+    parts = ["versions", "processor", "threads", "memory", "engine", "gpus", "caches", "formats", "measured"]
+    assert sorted(found) == sorted(parts)
     assert found["versions"]["ouroboros"] == ouroboros.__version__
     assert found["versions"]["torch"] == torch.__version__
     assert found["threads"]["in_use"] == torch.get_num_threads()
@@ -158,17 +149,8 @@ def test_doctor_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert cli.main(["doctor"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for word in (
-        "processor",
-        "threads",
-        "engine",
-        "21.0",
-        "34.0",
-        "read at 21.0 GB/s",
-        "GPU",
-        "cache: kernels",
-        "torch",
-    ):
+    words = "processor|threads|engine|21.0|34.0|read at 21.0 GB/s|GPU|cache: kernels|torch"
+    for word in words.split("|"):
         assert word in out
 
 
@@ -179,7 +161,8 @@ def test_doctor_refuses(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_where_there_is_nothing(tmp_path: Path) -> None:
     """No compiler, no home that can be written to: it says what computes instead, and why."""
-    kept = {"PATH": str(tmp_path), "HOME": "/dev/null", "PYTHONPATH": str(Path(ouroboros.__file__).parent.parent)}
+    kept = {"PATH": str(tmp_path), "HOME": "/dev/null", "OMP_NUM_THREADS": "1"}
+    kept["PYTHONPATH"] = str(Path(ouroboros.__file__).parent.parent)
     command = [sys.executable, "-m", "ouroboros.cli", "doctor", "--no-speed", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=kept, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, "")
