@@ -9,7 +9,7 @@ READY := .venv/.ready
 demo: $(READY)  ## show plain and speculative decoding side by side, with the embedded models
 	@$(BIN)/ouroboros demo
 
-test: $(READY)  ## run the tests: on a CPU, offline, without those marked slow or gpu
+test: $(READY)  ## run the tests: on a CPU, offline, without those marked slow, gpu or real
 	$(BIN)/pytest -n 2
 
 # Results, tables and plots go into $(RESULTS), and are gone on with when the same is asked for again.

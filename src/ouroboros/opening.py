@@ -15,6 +15,7 @@ from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
+from ouroboros.models.packed import STORED
 from ouroboros.text import Tokenizer
 
 __all__ = ["BACKENDS", "Placement", "name_of", "open_draft", "open_model", "use_threads"]
@@ -113,9 +114,11 @@ def open_draft(
     place = replace(placement, device_map=None)
     if dtype != "auto":
         return open_model(source, replace(place, dtype=dtype), token=token)
-    if isinstance(source, str | os.PathLike) and target.dtype == "bfloat16" and target.engine == "kernels":
+    if isinstance(source, str | os.PathLike) and target.dtype in ("bfloat16", STORED) and target.engine == "kernels":
         with contextlib.suppress(UnsupportedArchitecture, LoadError):  # what is wrong with it is said below
-            return open_model(source, replace(place, dtype="w8a8"), token=token)
+            # A GGUF file's own blocks are fewer bytes than any other format of the same weights.
+            kind = "auto" if resolve(os.fspath(source), token=token).is_file() else "w8a8"
+            return open_model(source, replace(place, dtype=kind), token=token)
     return open_model(source, place, token=token)
 
 

@@ -51,8 +51,9 @@ def load(
     """Loads a target model and, where the method needs one, a draft model.
 
     Args:
-        target, draft: a directory in Hugging Face layout, a hub id, or a loaded model. No target: the embedded pair.
-        tokenizer: a transformers tokenizer or a directory; by default the target's own.
+        target, draft: a directory in Hugging Face layout, a GGUF file, a hub id (of a GGUF file ``owner/repo:Q4_K_M`` or
+            ``owner/repo:FILE.gguf``), or a loaded model. No target: the embedded pair.
+        tokenizer: a transformers tokenizer, a directory or a GGUF file; by default the target's own.
         method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup``, ``suffix_decoding``,
             ``token_recycling`` or ``ouroboros``.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``; ``auto`` keeps the checkpoint's type, but computes
@@ -70,8 +71,9 @@ def load(
         engine: what computes in the native decoder: ``auto``, the fastest that is to be had, or one that must be had:
             ``kernels`` (C++, on CPUs with AVX2 or AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or
             ``plain``, or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which.
-        draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``w8a8`` beside a bfloat16 target in the C++ kernels,
-            where a draft forward costs the time to read its weights. What is drafted is verified whatever drafts it.
+        draft_dtype: the draft model's; ``auto`` is ``dtype``, but beside a bfloat16 target or a GGUF file in the C++
+            kernels what costs the time to read few bytes: a GGUF file's own blocks, else ``w8a8``. What is drafted is
+            verified whatever drafts it.
         threads: of a forward on the CPU, for this process from now on. None: one for each physical core that the
             process may use, a container's limit counted, unless PyTorch was told another number.
 

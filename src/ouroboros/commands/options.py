@@ -228,7 +228,7 @@ def to_json(values: Mapping[str, object]) -> str:
 
 def loading_status(screen: Screen, *models: str | None) -> contextlib.AbstractContextManager[Any]:
     """A spinner while models are loaded, but for downloads: these show their own progress, which it would spoil."""
-    local = all(name is None or Path(name).is_dir() for name in models)
+    local = all(name is None or Path(name).exists() for name in models)
     return screen.status("loading") if local else contextlib.nullcontext()
 
 
