@@ -4,7 +4,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: demo test bench bench-full bench-again sanitize check lint types imports build clean help
+.PHONY: demo test bench bench-full bench-again sanitize check lint types imports build wheel clean help
 
 demo: $(READY)  ## show plain and speculative decoding side by side, with the embedded models
 	@$(BIN)/ouroboros demo
@@ -66,6 +66,9 @@ imports: $(READY)  ## imports point downward only
 build: $(READY)  ## wheel and source archive, in dist/
 	@rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+wheel: $(READY)  ## the wheel for this platform, with the kernels compiled ahead, in dist/; needs a C++ compiler
+	OUROBOROS_BUILD_KERNELS=1 $(BIN)/python -m build --no-isolation --wheel
 
 clean:  ## remove the environment, builds and caches
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ouroboros.cores import Cores
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import check_engine
@@ -17,9 +18,11 @@ from ouroboros.models.loading import load_directory, load_module, pick_device, r
 from ouroboros.models.packed import STORED
 from ouroboros.text import Tokenizer
 
-__all__ = ["BACKENDS", "Placement", "name_of", "open_draft", "open_model"]
+__all__ = ["BACKENDS", "Placement", "name_of", "open_draft", "open_model", "use_threads"]
 
 BACKENDS = ("auto", "native", "transformers")
+MOST_THREADS = 1024
+CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by whoever set one of these in the environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,24 @@ class Placement:
     def only_native(self) -> bool:
         """Whether nothing but the native decoder will do."""
         return self.backend == "native" or self.engine != "auto"
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets PyTorch's number of threads, which is the kernels' too. None: where it is still PyTorch's own choice, no
+    more than there are cores for this process (cores.py): PyTorch does not know of a container's limit.
+
+    Raises:
+        InputError: a number of threads that no machine has.
+    """
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads must be None or a whole number from 1 to {MOST_THREADS}, not {threads!r}")
+        torch.set_num_threads(threads)
+    elif not any(name in os.environ for name in CHOSEN):
+        cores = Cores.here()
+        unchosen = (cores.processors, cores.allowed, cores.physical)
+        if torch.get_num_threads() > cores.threads and torch.get_num_threads() in unchosen:
+            torch.set_num_threads(cores.threads)
 
 
 def name_of(model: object) -> str:

@@ -16,7 +16,7 @@ from ouroboros.errors import InputError, LoadError
 from ouroboros.generate import Decoder, fingerprint
 from ouroboros.models.base import CausalModel
 from ouroboros.models.translated import TranslatedModel
-from ouroboros.opening import Placement, name_of, open_draft, open_model
+from ouroboros.opening import Placement, name_of, open_draft, open_model, use_threads
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
@@ -46,6 +46,7 @@ def load(
     device_map: Any = None,
     engine: str = "auto",
     draft_dtype: str | torch.dtype = "auto",
+    threads: int | None = None,
 ) -> Decoder:
     """Loads a target model and, where the method needs one, a draft model.
 
@@ -73,6 +74,8 @@ def load(
         draft_dtype: the draft model's; ``auto`` is ``dtype``, but beside a bfloat16 target or a GGUF file in the C++
             kernels what costs the time to read few bytes: a GGUF file's own blocks, else ``w8a8``. What is drafted is
             verified whatever drafts it.
+        threads: of a forward on the CPU, for this process from now on. None: one for each physical core that the
+            process may use, a container's limit counted, unless PyTorch was told another number.
 
     Raises:
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
@@ -102,6 +105,7 @@ def load(
     if device_map is not None and not isinstance(target, str | os.PathLike):
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {name_of(target)}")
     words = None if tokenizer is None else Tokenizer.wrap(tokenizer)
+    use_threads(threads)
     target_model, own = open_model(target, placement, revision, token, words is None)
     words = words or own
     draft_model = None
