@@ -159,6 +159,8 @@ def _sentencepiece(metadata: Metadata, tokens: list[str]) -> Tokenizer:
         scores = -np.arange(len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = special_ids(metadata).get("unk_token")
+    if unknown is None and any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)):
+        raise LoadError("its vocabulary has neither all bytes nor an unknown token: it cannot encode every text")
     model = models.BPE(
         vocabulary,
         _merges(vocabulary, tokens, scores.tolist()),
