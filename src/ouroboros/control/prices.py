@@ -26,7 +26,7 @@ DRAFTED = 6.0  # expected draft tokens that trust in expectations counts for, be
 MEMORY = 60.0  # expected draft tokens, after which older ones fade
 TRUSTED = (0.5, 1.2)  # the least and most of what was expected that is believed
 CHAIN = 8  # drafts at most, where the gain of drafting is estimated
-SHORT = 8  # tokens to catch up with that are part of a forward's price; more of them are an investment
+SHORT = 2  # tokens to catch up with that are part of a forward's price; more of them are an investment
 ADVANCE = 8.0  # tokens of plain decoding whose time may go into reading before drafting has saved any
 ROWS = 256  # of a forward, at most
 
