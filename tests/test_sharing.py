@@ -66,7 +66,7 @@ def closed_loop(
 @pytest.mark.parametrize(
     ("name", "concurrency"),
     [
-        ("fast", 1), ("fast", 4), ("slow", 2), ("slow", 8), ("7 B", 4), ("a GPU", 2),
+        ("fast", 1), ("fast", 4), ("slow", 2), ("slow", 4), ("7 B", 4), ("a GPU", 2),
         *(pytest.param(name, n, marks=pytest.mark.slow) for name in ("fast", "slow", "a GPU", "7 B") for n in (8, 16)),
     ],
 )  # fmt: skip

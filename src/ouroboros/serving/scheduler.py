@@ -111,7 +111,11 @@ class Scheduler:
             text = job.text
             if self.caches.coming(text, job.target) > 0:
                 continue  # another one is reading the same prompt: its rows are there soon
-            job.caches = self.caches.take(text, job.target, job.draft, whatever=not self.running)
+            try:
+                job.caches = self.caches.take(text, job.target, job.draft, whatever=not self.running)
+            except Exception as error:  # guidance reads its negative prompt here
+                self._end(job, error)
+                continue
             if job.caches is None:
                 break
             self.waiting.remove(job)
