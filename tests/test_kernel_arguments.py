@@ -89,8 +89,8 @@ def test_a_decoder_says_what_is_wrong(spoil: str) -> None:
     tree.add(0, 4, Origin.DRAFT)
     model.score([ScoreRequest(slot, tree)])
     if spoil == "cache":
-        slot.cache.length = 10**6
-        slot.cache.reserve = lambda rows: None
+        slot._length = 10**6
+        slot.reserve = lambda rows: None
         with pytest.raises(AssertionError, match="a forward's arguments are wrong: a cache's capacity"):
             model.prefill(slot, [1, 2])
         return

@@ -38,7 +38,7 @@ def choices(scores_RV: Tensor, count: int, pairs: Sequence[tuple[int, int]] = ()
             asked = probs_RV[index[:, 0], index[:, 1]].tolist()
         return Choices(top.indices.tolist(), top.values.tolist(), asked)
     host_RV = scores_RV.numpy()
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         weights_RV = host_RV - host_RV.max(-1, keepdims=True)
     np.exp(weights_RV, out=weights_RV)
     sums_R = weights_RV.sum(-1)
