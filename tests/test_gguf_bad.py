@@ -172,7 +172,11 @@ def test_vocabularies(write: Callable[..., Path], metadata: dict[str, Any], word
 
 def test_a_vocabulary_without_bytes_cannot_encode_every_text(write: Callable[..., Path]) -> None:
     tokens = ["<unk>", "a", "b", "ab"]
-    vocabulary = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": None}
+    vocabulary: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": None,
+    }
     vocabulary |= {"tokenizer.ggml.scores": np.zeros(4, np.float32), "tokenizer.ggml.token_type": None}
     vocabulary |= {"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.eos_token_id": None}
     with pytest.raises(LoadError, match="neither all bytes nor an unknown token"):
