@@ -26,7 +26,13 @@ def theirs(path: Path) -> Any:
 
 def check(path: Path, mine: Tokenizer) -> None:
     other = theirs(path)
-    wrong = [text for text in texts() if mine.hf.encode(text, add_special_tokens=False) != other.encode(text).ids]
+    # Its classes bring tokens of their own, such as <bos>, that a small vocabulary has not.
+    foreign = [
+        token for token in other.get_vocab() if token not in mine.hf.get_vocab() and not token.startswith("[PAD")
+    ]
+    chosen = [text for text in texts() if not any(token in text for token in foreign)]
+    assert len(chosen) > 100
+    wrong = [text for text in chosen if mine.hf.encode(text, add_special_tokens=False) != other.encode(text).ids]
     assert wrong == []
 
 
@@ -113,7 +119,9 @@ def test_sentencepiece(tmp_path: Path, kind: str) -> None:
     assert mine.decode([begin, *mine.encode("the der 12"), end]).strip() == "the der 12"
     words = mine.hf.convert_ids_to_tokens(mine.encode("the")[1:])
     assert words == (["the"] if kind in ("no prefix", "gemma") else ["▁the"])
-    assert mine.hf.convert_ids_to_tokens(mine.encode("x<turn>é")[-3:]) == ["<turn>", "<0xC3>", "<0xA9>"]
+    prefix = ["▁"] if kind == "phi3" else []  # before every stretch of text
+    words = mine.hf.convert_ids_to_tokens(mine.encode("x<turn>é"))
+    assert words[-3 - len(prefix) :] == ["<turn>", *prefix, "<0xC3>", "<0xA9>"]
 
 
 @pytest.mark.parametrize(("first", "last"), [(True, True), (False, False), (None, None)])

@@ -1,4 +1,4 @@
-"""From what a user names, a directory, a hub id or a loaded model, to a model on its place. Nothing of pairs here."""
+"""From what a user names (files, a hub id, a loaded model) to a model on its place. Nothing of pairs here."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def open_model(
                 told = f"{name} of the loaded {name_of(source)} is {has}"
                 raise InputError(f"{told}; it must be auto or that, not {value!r}")
         return source, None
-    raise InputError(f"a model must be a directory, a hub id or a loaded model, not {name_of(source)}")
+    raise InputError(f"a model must be a directory, a GGUF file, a hub id or a loaded model, not {name_of(source)}")
 
 
 def open_draft(
@@ -127,8 +127,10 @@ def _from_directory(path: Path, placement: Placement) -> CausalModel:
         try:
             return load_directory(path, placement.dtype, pick_device(placement.device), placement.engine)
         except UnsupportedArchitecture:
-            if placement.only_native:
+            if placement.only_native or path.is_file():
                 raise
+    if path.is_file():
+        raise InputError(f"{str(path)!r} is a GGUF file: backend must be auto or native for it, and device_map None")
     from ouroboros.models.transformers import load_pretrained
 
     return load_pretrained(path, placement.dtype, pick_device(placement.device), placement.device_map)

@@ -51,8 +51,8 @@ def load(
     """Loads a target model and, where the method needs one, a draft model.
 
     Args:
-        target, draft: a directory in Hugging Face layout, a GGUF file, a hub id (of a GGUF file ``owner/repo:Q4_K_M`` or
-            ``owner/repo:FILE.gguf``), or a loaded model. No target: the embedded pair.
+        target, draft: a directory in Hugging Face layout, a GGUF file, a hub id (of a GGUF file ``owner/repo:Q4_K_M``
+            or ``owner/repo:FILE.gguf``), or a loaded model. No target: the embedded pair.
         tokenizer: a transformers tokenizer, a directory or a GGUF file; by default the target's own.
         method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup``, ``suffix_decoding``,
             ``token_recycling`` or ``ouroboros``.

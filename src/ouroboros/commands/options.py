@@ -183,8 +183,10 @@ def _grammar(given: Mapping[str, str | None]) -> dict[str, str] | None:
 
 
 pair_options = _together(
-    click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]"),
-    click.option("--draft", metavar="D", help="Draft model: a directory or hub id."),
+    click.option(
+        "--target", metavar="T", help="Target model: a directory, GGUF file or hub id.  [default: the embedded pair]"
+    ),
+    click.option("--draft", metavar="D", help="Draft model: a directory, GGUF file or hub id."),
 )
 
 _place = _together(

@@ -86,16 +86,20 @@ void ouroboros_stored_pack(int kind, const void* from, int outputs, int inputs, 
 // rows: [count, inputs]; sums: [count, outputs], or for a pair [count, tiles * 32] in the order of its tiles.
 void ouroboros_stored_product(const Matrix* matrix, const float* rows, int count, float* sums) {
     const Matrix& w = *matrix;
-    std::vector<char> plain(Rows::size(count, size_t(w.inputs) * 4) + 64), rounded(stored::RoundedRows::size(count, w.inputs) + 64);
-    const auto aligned = [](std::vector<char>& memory) { return memory.data() + (-uintptr_t(memory.data()) & 63); };
-    const stored::Inputs in = {{aligned(plain), size_t(count)}, {(stored::Rounded*)aligned(rounded), size_t(count)}};
+    const size_t inputs = w.inputs, plain = Rows::size(count, inputs * 4);
+    std::vector<char> memory(plain + stored::RoundedRows::size(count, inputs) + 64);
+    char* const at = memory.data() + (-uintptr_t(memory.data()) & 63);
+    const stored::Inputs in = {{at, size_t(count)}, {(stored::Rounded*)(at + plain), size_t(count)}};
     for (int r = 0; r < count; ++r) {
-        in.plain.pieces<float>(r, 0, w.inputs, [&](float* to, size_t at, size_t size) { std::memcpy(to, rows + size_t(r) * w.inputs + at, size * 4); });
+        const float* const row = rows + r * inputs;
+        in.plain.pieces<float>(r, 0, inputs, [&](float* to, size_t i, size_t size) { std::memcpy(to, row + i, size * 4); });
         in.rounded.round(in.plain, r, w.inputs);
     }
     const int tiles = stored::tiles(w), width = w.paired ? tiles * TILE : w.outputs;
     for (int t = 0; t < tiles; ++t)
-        stored::tile(w, t, in, [&](int r, int o, int left, const float* from) { std::memcpy(sums + size_t(r) * width + o, from, left * 4); });
+        stored::tile(w, t, in, [&](int r, int o, int left, const float* from) {
+            std::memcpy(sums + size_t(r) * width + o, from, left * 4);
+        });
 }
 
 // tables: of each rope cos and sin, [positions, head_size / 2]. logits: [wanted, vocabulary] of the rows' type. 0, or 1 without memory.

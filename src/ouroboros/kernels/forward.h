@@ -3,48 +3,11 @@
 // Threads go through the phases of a layer together (team.h). Every number of a row is summed in an order of its own
 // that knows nothing of the other rows, so that a forward over many rows gives each of them the bits of a forward alone.
 #pragma once
-#include <cstdlib>
-#include <memory>
-#include <new>
-
 #include "matmul.h"
 #include "plan.h"
+#include "scratch.h"
 #include "stored/matrix.h"
 #include "team.h"
-
-// One thread's grow-only memory for the forwards that it calls for.
-static char* workspace(size_t bytes) {
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    thread_local std::unique_ptr<char, Free> held;
-    thread_local size_t size = 0;
-    if (size < bytes) {
-        held.reset();
-        size = 0;
-        held.reset((char*)std::aligned_alloc(64, bytes));
-        if (!held) throw std::bad_alloc();
-        size = bytes;
-    }
-    return held.get();
-}
-
-constexpr size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Root mean square norm (Zhang & Sennrich 2019), 16 lanes over the row. x(i), out(i): where element i and 15 more are.
-template <class Out, class X, class To>
-void rms_norm(X&& x, const float* weight, int size, float eps, To&& out) {
-    Vec squares = zero();
-    for (int i = 0; i < size; i += LANES) {
-        const Vec v = Fp32::load(x(i), first(size - i));
-        squares = fma(v, v, squares);
-    }
-    const Vec factor = all(1.f / std::sqrt(sum16(squares) / size + eps));
-    for (int i = 0; i < size; i += LANES) {
-        const Mask some = first(size - i);
-        Out::store(out(i), some, Fp32::load(x(i), some) * factor * Fp32::load(weight + i, some));
-    }
-}
 
 constexpr int FEW = 4;        // rows that each thread norms for itself
 constexpr int FEW_ROUND = 16;  // and that it rounds
@@ -80,7 +43,8 @@ struct Forward : Plan {
         each_rounds = most <= FEW_ROUND;
         rounded_size = W::Head::ROUNDS_ROWS ? Rows::size(most, std::max({size_t(m.hidden), heads, size_t(m.inner)}) * e) : 0;
         const size_t sizes[] = {Rows::size(n, m.hidden * 4), Rows::size(n, all * 4), normed_size * (most <= FEW ? threads : 1),
-                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * sizeof(Element)), scratch_size * threads,
+                                Rows::size(n, heads * e), Rows::size(n, m.inner * e),
+                                round64(n * heads * sizeof(Element)), scratch_size * threads,
                                 rounded_size * (each_rounds ? threads : 1), norms_added() ? Rows::size(n, m.hidden * 4) : 0};
         size_t total = 0;
         for (size_t size : sizes) total += size;
@@ -106,32 +70,15 @@ struct Forward : Plan {
         return rows;
     }
 
-    // The same of a matrix as it is stored.
-    stored::Inputs stored_rows(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows) {
-        const int count = int(rows.count);
-        const stored::Inputs in = {rows, {(stored::Rounded*)(rounded + (each_rounds ? thread * rounded_size : 0)), rows.count}};
-        if (std::all_of(w.part, w.part + w.parts, [](const Part& part) { return stored::plain(part.kind); })) return in;
-        if (each_rounds)
-            for (int r = 0; r < count; ++r) in.rounded.round(rows, r, w.inputs);
-        else
-            team.share(phase++, thread, count, [&](int r) { in.rounded.round(rows, r, w.inputs); });
-        return in;
-    }
-
     // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
     template <class Format, class F>
     void multiply_all(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
-        if constexpr (std::is_same_v<Format, WeightsStored>) {
-            const stored::Inputs in = stored_rows(team, phase, thread, w, rows);
-            team.share(phase++, thread, stored::tiles(w), [&](int tile) {
-                stored::tile(w, tile, in, [&](int r, int o, int left, float* sums) {
-                    for (int i = 0; w.bias && i < TILE; i += LANES)
-                        store_line(sums + i, load_line(sums + i) + Fp32::load(w.bias + o + i, first(left - i)));
-                    done(r, o, left, sums);
-                });
-            });
-            return;
-        } else {
+        if constexpr (std::is_same_v<Format, WeightsStored>) return multiply_stored(team, phase, thread, w, rows, done);
+        else multiply_packed<Format>(team, phase, thread, w, rows, done);
+    }
+
+    template <class Format, class F>
+    void multiply_packed(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
         const int words = w.inputs / A::PER_WORD;
         const Rows in = product_rows<Format>(team, phase, thread, w.inputs, rows);
         const size_t size = Format::tile_size(words);
@@ -148,7 +95,25 @@ struct Forward : Plan {
                 done(r, o, left, sums);
             });
         });
-        }
+    }
+
+    // The same of a matrix as a file holds it.
+    template <class F>
+    void multiply_stored(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
+        char* const at = rounded + (each_rounds ? thread * rounded_size : 0);
+        const stored::Inputs in = {rows, {(stored::Rounded*)at, rows.count}};
+        const bool whole = std::any_of(w.part, w.part + w.parts, [](const Part& part) { return !stored::plain(part.kind); });
+        if (whole && each_rounds)
+            for (int r = 0; r < int(rows.count); ++r) in.rounded.round(rows, r, w.inputs);
+        else if (whole)
+            team.share(phase++, thread, int(rows.count), [&](int r) { in.rounded.round(rows, r, w.inputs); });
+        team.share(phase++, thread, stored::tiles(w), [&](int tile) {
+            stored::tile(w, tile, in, [&](int r, int o, int left, float* sums) {
+                for (int i = 0; w.bias && i < TILE; i += LANES)
+                    store_line(sums + i, load_line(sums + i) + Fp32::load(w.bias + o + i, first(left - i)));
+                done(r, o, left, sums);
+            });
+        });
     }
 
     void embed(int token, int r) const {
@@ -156,20 +121,17 @@ struct Forward : Plan {
         if constexpr (std::is_same_v<W, WeightsStored>) {
             const Part& part = m.embedding ? *(const Part*)m.embedding : *m.head.part;
             stored::row(part, o, m.hidden, [&](int i, float number) { *x.at<float>(r, i) = number * m.embedding_multiplier; });
-            return;
-        } else {
-        if (m.embedding) {
+        } else if (m.embedding) {
             const Element* row = (const Element*)m.embedding + size_t(o) * m.hidden;
             for (int i = 0; i < m.hidden; i += LANES) {
                 const Mask some = first(m.hidden - i);
                 Fp32::store(x.at<float>(r, i), some, A::load(row + i, some) * all(m.embedding_multiplier));
             }
-            return;
-        }
-        using Head = typename W::Head;
-        const char* tile = m.head.weights + o / TILE * Head::tile_size(m.head.inputs / A::PER_WORD);
-        const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
-        for (int i = 0; i < m.hidden; ++i) *x.at<float>(r, i) = Head::element(tile, o % TILE, i) * factor;
+        } else {
+            using Head = typename W::Head;
+            const char* tile = m.head.weights + o / TILE * Head::tile_size(m.head.inputs / A::PER_WORD);
+            const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
+            for (int i = 0; i < m.hidden; ++i) *x.at<float>(r, i) = Head::element(tile, o % TILE, i) * factor;
         }
     }
 
@@ -317,7 +279,8 @@ struct Forward : Plan {
                 multiply_all<typename W::Head>(team, phase, me, m.head, in, [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES) {
                         const Vec v = load_line(sums + i) / all(m.logits_divisor);
-                        A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), m.logits_cap != 0 ? capped(v, m.logits_cap) : v);
+                        Element* to = logits + size_t(r) * m.vocabulary + o + i;
+                        A::store(to, first(left - i), m.logits_cap != 0 ? capped(v, m.logits_cap) : v);
                     }
                 });
             }

@@ -92,6 +92,8 @@ def read_directory(path: Path) -> Checkpoint:
         UnsupportedArchitecture: the native decoder does not compute this model. LoadError: missing or damaged files.
     """
     try:
+        if path.is_file():
+            raise LoadError("it is a GGUF file, where a directory in Hugging Face layout is needed")
         check_directory(path)
         raw = read_json(path / "config.json")
         if raw is None:

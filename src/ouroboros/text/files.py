@@ -8,7 +8,7 @@ from typing import Any
 from ouroboros.errors import LoadError
 from ouroboros.files import check_directory, read_json
 from ouroboros.models.gguf_file import GGUFFile
-from ouroboros.text.gguf_tokenizer import build_tokenizer, chat_template, special_ids
+from ouroboros.text.gguf_tokenizer import build_tokenizer, chat_template, special_tokens
 
 __all__ = ["NAMES", "read_tokenizer"]
 
@@ -47,10 +47,11 @@ def _of_gguf(path: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     metadata = GGUFFile(path).metadata
-    built, tokens = build_tokenizer(metadata), metadata["tokenizer.ggml.tokens"]
-    special = {name: tokens[index] for name, index in special_ids(metadata).items()}
     return PreTrainedTokenizerFast(
-        tokenizer_object=built, clean_up_tokenization_spaces=False, chat_template=chat_template(metadata), **special
+        tokenizer_object=build_tokenizer(metadata),
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template(metadata),
+        **special_tokens(metadata),
     )
 
 

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ouroboros.errors import LoadError
 
-__all__ = ["build_tokenizer", "chat_template", "special_ids"]
+__all__ = ["build_tokenizer", "chat_template", "special_ids", "special_tokens"]
 
 Metadata = Mapping[str, Any]
 
@@ -104,12 +104,18 @@ def chat_template(metadata: Metadata) -> str | dict[str, str] | None:
         LoadError: a template that is no text.
     """
     first = "tokenizer.chat_template"
-    found = {key[len(first) + 1 :] or "default": text for key, text in metadata.items() if key.startswith(first)}
-    found.pop("s", None)  # the list of their names, tokenizer.chat_templates
+    found = {"default": metadata[first]} if first in metadata else {}
+    found |= {key[len(first) + 1 :]: text for key, text in metadata.items() if key.startswith(first + ".")}
     wrong = next((name for name, text in found.items() if not isinstance(text, str)), None)
     if wrong is not None:
         raise LoadError(f"the chat template {wrong!r:.40} must be a text")
     return found or None if found.keys() != {"default"} else found["default"]
+
+
+def special_tokens(metadata: Metadata) -> dict[str, str]:
+    """As ``special_ids``, the tokens themselves."""
+    tokens = _vocabulary(metadata)[0]
+    return {name: tokens[index] for name, index in special_ids(metadata).items()}
 
 
 def _vocabulary(metadata: Metadata) -> tuple[list[str], Any]:
@@ -159,6 +165,8 @@ def _sentencepiece(metadata: Metadata, tokens: list[str]) -> Tokenizer:
         scores = -np.arange(len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = special_ids(metadata).get("unk_token")
+    if unknown is None and any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)):
+        raise LoadError("its vocabulary has neither all bytes nor an unknown token: it cannot encode every text")
     model = models.BPE(
         vocabulary,
         _merges(vocabulary, tokens, scores.tolist()),

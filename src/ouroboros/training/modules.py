@@ -83,7 +83,7 @@ def _of_gguf(path: Path, dtype: torch.dtype | str) -> Any:
     config, kind = checkpoint.config, checkpoint.weights.dtype if dtype == "auto" else dtype
     if config.rope["rope_type"] != "default":
         raise UnsupportedArchitecture(f"rope scaling {config.rope['rope_type']!r} of a GGUF file is not trained with")
-    raw = {name: value for name, value in checkpoint.raw.items() if value is not None}
+    raw: dict[str, Any] = {name: value for name, value in checkpoint.raw.items() if value is not None}
     raw["eos_token_id"] = sorted(checkpoint.eos_token_ids)
     module = _quietly(
         transformers.AutoModelForCausalLM.from_config, transformers.AutoConfig.for_model(**raw), dtype=kind

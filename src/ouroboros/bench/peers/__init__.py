@@ -36,7 +36,7 @@ def open_peers(
     Peers of one engine share its weights; ``close`` each of them.
 
     Args:
-        names: of ``PEERS``. target, draft: checkpoint directories, GGUF files (which llama.cpp runs as they are) or hub ids.
+        names: of ``PEERS``. target, draft: checkpoint directories, GGUF files (llama.cpp runs these) or hub ids.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; llama.cpp gets matrices of this type.
         threads: of PyTorch and llama.cpp; None: as many as PyTorch has.
         device: of transformers. llama.cpp computes where its build can.

@@ -70,7 +70,9 @@ static inline __m256i bits(__m256i v, __m256i mask) {
 template <class K, bool UPPER = false>
 struct Packed {
     const char *four, *more;
-    Packed(const char* record, int step) : four(record + step * STEP_BYTES / (K::BITS == 8 ? 1 : 2)), more(record + K::HIGH + step * STEP_BYTES / (K::BITS == 5 ? 8 : 4)) {}
+    Packed(const char* record, int step)
+        : four(record + step * STEP_BYTES / (K::BITS == 8 ? 1 : 2)),
+          more(record + K::HIGH + step * STEP_BYTES / (K::BITS == 5 ? 8 : 4)) {}
 
     template <int STEP_, int HALF>
     __m256i get() const {

@@ -45,7 +45,8 @@ static inline __m256i start(int32_t word) {
 // Sums of SUB products for ROWS rows. numbers: of eight steps, of which those from FIRST on. part: which of a group's inputs, as
 // Rounded::starts has them.
 template <int LOG, int FIRST, int ROWS, class Numbers, int... S>
-__attribute__((always_inline)) static inline void sum_products(const Numbers& numbers, const Rounded* rows, int part, __m256i (&sum)[ROWS][2], std::integer_sequence<int, S...>) {
+__attribute__((always_inline)) static inline void sum_products(const Numbers& numbers, const Rounded* rows, int part,
+                                                               __m256i (&sum)[ROWS][2], std::integer_sequence<int, S...>) {
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = LOG ? start<LOG>(rows[r].starts[part]) : _mm256_setzero_si256();
     const auto step = [&](auto s) __attribute__((always_inline)) {
@@ -115,7 +116,8 @@ struct Products {
         }
         __m256 total[ROWS][2];
         each([&](int r, int h) {
-            total[r][h] = _mm256_fmadd_ps(_mm256_load_ps(parts[r] + 8 * h), _mm256_load_ps(w.factors[0] + 8 * h), _mm256_load_ps(sums + r * TILE + 8 * h));
+            const __m256 factor = _mm256_load_ps(w.factors[0] + 8 * h), before = _mm256_load_ps(sums + r * TILE + 8 * h);
+            total[r][h] = _mm256_fmadd_ps(_mm256_load_ps(parts[r] + 8 * h), factor, before);
         });
         if constexpr (K::MINIMA)
 #pragma GCC unroll 1
