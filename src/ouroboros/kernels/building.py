@@ -19,7 +19,7 @@ from pathlib import Path
 
 __all__ = ["NEEDED", "UnavailableError", "built_file", "compile_ahead", "compile_kernels", "find_compiler", "variants"]
 
-SOURCES = sorted(Path(__file__).parent.rglob("*.[ch]*"))
+SOURCES = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".h", ".cpp"))
 NEEDED = {  # the sets of instructions, the faster first, and what each asks of a processor
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx2", "fma", "f16c"),
     "avx2": ("avx2", "fma", "f16c"),
@@ -28,7 +28,7 @@ MACHINES = {("linux", "x86_64"): ("avx512", "avx2")}  # which of them there are,
 OPTIONS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 NATIVE = {"avx512": ("-march=native",), "avx2": ("-march=native", "-mno-avx512f")}  # without what it may have besides
 RENAMED = {"avx512_bf16": "avx512bf16", "avx512_vnni": "avx512vnni"}  # compilers' names of what Linux calls otherwise
-ALONE = ("-shared", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-s")  # of what is built ahead
+ALONE = ("-shared", "-Wl,--as-needed", "-s")  # of the linker, for what is built ahead
 SECONDS = 300  # for a compiler that takes a few
 
 
