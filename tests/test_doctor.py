@@ -19,6 +19,7 @@ from hatchling.bridge.app import Application
 import hatch_build
 import ouroboros
 from ouroboros import cli, diagnosis, opening
+from ouroboros.control.machine import sample_info
 from ouroboros.cores import Cores
 from ouroboros.errors import InputError
 from ouroboros.kernels import building, library
@@ -179,7 +180,7 @@ def test_doctor_where_there_is_nothing(tmp_path: Path) -> None:
 def test_samples_of_every_format() -> None:
     """Each can be measured, weights as GGUF files hold them too, and says what computes it."""
     for name in diagnosis.FORMATS:
-        info = diagnosis.sample_info(name)
+        info = sample_info(name)
         assert (info.dtype, info.engine) == (name, "kernels")
         assert info.work.bytes > 0
 
@@ -242,7 +243,9 @@ def test_names_of_what_is_built_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def hook(root: Path, app: object = None) -> hatch_build.KernelsHook:
-    return hatch_build.KernelsHook(str(root), {}, None, None, str(root), "wheel", app or Application())
+    none: Any = None
+    spoken: Any = app or Application()
+    return hatch_build.KernelsHook(str(root), {}, none, none, str(root), "wheel", spoken)
 
 
 ROOT = Path(hatch_build.__file__).parent

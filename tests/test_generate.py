@@ -114,16 +114,18 @@ def test_a_stream_is_the_result_in_pieces(decoder: Decoder) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 3, 8])
 def test_a_closed_stream_has_the_text_of_its_tokens(decoder: Decoder, steps: int) -> None:
     """Also of those whose characters the stop matcher had held back."""
-    assert decoder.tokenizer is not None
-    text = decoder.generate(PROMPT, max_new_tokens=60, ignore_eos=True).text or ""
-    stream = decoder.stream(PROMPT, max_new_tokens=60, ignore_eos=True, stop=[text[2:] + "and more"])
+    tokenizer = decoder.tokenizer
+    assert tokenizer is not None
+    plain = Decoder(decoder.target, None, tokenizer, "autoregressive")  # a token a step
+    text = plain.generate(PROMPT, max_new_tokens=60, ignore_eos=True).text or ""
+    stream = plain.stream(PROMPT, max_new_tokens=60, ignore_eos=True, stop=[text[2:] + "and more"])
     seen = "".join(chunk.text for chunk, _ in zip(stream, range(steps), strict=False))
     stream.close()
-    assert stream.result.text == decoder.tokenizer.decode(stream.result.token_ids)
-    assert steps < 3 or len(seen) < len(stream.result.text)
+    assert stream.result.text == tokenizer.decode(stream.result.token_ids)
+    assert steps < 3 or len(seen) < len(stream.result.text or "")
     assert stream.result.finish_reason == "cancelled"
     stream.close()
-    assert stream.result.text == decoder.tokenizer.decode(stream.result.token_ids)
+    assert stream.result.text == tokenizer.decode(stream.result.token_ids)
 
 
 def test_closing_a_stream_cancels_it(decoder: Decoder) -> None:

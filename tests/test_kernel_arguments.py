@@ -89,6 +89,7 @@ def test_a_decoder_says_what_is_wrong(spoil: str) -> None:
     tree.add(0, 4, Origin.DRAFT)
     model.score([ScoreRequest(slot, tree)])
     if spoil == "cache":
+        slot.commit([0, 1])
         slot._length = 10**6
         slot.reserve = lambda rows: None
         with pytest.raises(AssertionError, match="a forward's arguments are wrong: a cache's capacity"):

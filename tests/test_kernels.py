@@ -17,6 +17,7 @@ from ouroboros.config import METHODS, options_for
 from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.errors import InputError
 from ouroboros.kernels import library
+from ouroboros.kernels.building import NEEDED
 from ouroboros.models import kernels as decoder
 from ouroboros.models.base import ScoreRequest, Slot
 from ouroboros.models.linear import linear, packs
@@ -259,14 +260,14 @@ def test_kernels_round_alike(gate_up: int) -> None:
 
 
 @needed
-@pytest.mark.parametrize("name", library.NEEDED)
+@pytest.mark.parametrize("name", NEEDED)
 def test_instruction_sets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that the processor has, not the best alone: as exact, and a tree's bits are those of plain decoding."""
     found = library.library(name)
     if isinstance(found, str):
         pytest.skip(found)
     assert found.ouroboros_instructions().decode() == name
-    assert library.instructions() in library.NEEDED
+    assert library.instructions() in NEEDED
     monkeypatch.setattr(decoder, "library", lambda: found)
     for kind in ("float32", "bfloat16", *QUANTISED):
         dtype = torch.float32 if kind == "float32" else torch.bfloat16

@@ -226,6 +226,7 @@ LOAD: dict[str, Callable[[], bool]] = {
     "device_map": lambda: _refused("device_map", device_map="auto", backend="native"),
     "engine": lambda: (_model(engine="plain").target.info.engine or "").startswith("plain"),
     "draft_dtype": lambda: _refused("draft_dtype must be auto", draft_dtype="int8"),
+    "threads": lambda: _refused("threads must be", threads=0),
 }
 
 

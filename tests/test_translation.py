@@ -211,7 +211,7 @@ def test_slots_of_other_models() -> None:
     slots = [model.open(), model.open()]
     both = model.score([ScoreRequest(slot, TokenTree(root)) for slot, root in zip(slots, (4, 20), strict=True)])
     for root, answer in zip((4, 20), both, strict=True):
-        assert torch.equal(answer, model.score([ScoreRequest(model.open(), TokenTree(root))])[0])
+        torch.testing.assert_close(answer, model.score([ScoreRequest(model.open(), TokenTree(root))])[0])
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------

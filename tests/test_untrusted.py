@@ -351,7 +351,7 @@ def test_a_grammar_beside_end_tokens_that_never_come(checkpoint: Path, ends: obj
 def test_nested_json_in_files_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line where somebody asked for the file; as if it were not there where it is kept for speed."""
     file = tmp_path / "file.jsonl"
-    file.write_text('{"a": ' + "[" * 200_000)
+    file.write_text('{"a": ' + "[" * 200_000 + "\n")
     asked: list[Callable[[], object]] = [
         lambda: read_prompts(str(file)),
         lambda: read_results(file),
@@ -362,7 +362,7 @@ def test_nested_json_in_files_of_our_own(tmp_path: Path, monkeypatch: pytest.Mon
             read()
         assert "\n" not in str(caught.value)
     records = tmp_path / "records.jsonl"
-    records.write_text(file.read_text() + "\n")
+    records.write_text(file.read_text())
     with pytest.raises(InputError, match="is no recorded generation"):
         read_records(records)
     assert load_tuned(file) is None

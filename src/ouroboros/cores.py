@@ -48,6 +48,7 @@ def _physical(allowed: set[int], folder: Path) -> int:
 def _quotas(root: Path) -> Iterator[float]:
     """The limit of each control group above this process that has one (version 2, then version 1)."""
     mounted = root / "sys/fs/cgroup"
+    names: tuple[str, ...]
     own = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
     for number, controllers, group in (entry for entry in own if len(entry) == 3):
         if number == "0":

@@ -16,7 +16,7 @@ from typing import Any
 
 from ouroboros.errors import LoadError
 
-__all__ = ["check_directory", "parse_json", "read_json", "regular", "stale_files", "write_whole"]
+__all__ = ["check_directory", "is_gguf", "parse_json", "read_json", "regular", "stale_files", "write_whole"]
 
 MOST_JSON = 64 << 20  # bytes; the index of a model with a hundred thousand tensors has a tenth of it
 READ = (".json", ".safetensors", ".model", ".jinja", ".txt")  # ends of the names that are read from a checkpoint
@@ -131,3 +131,15 @@ def _like(file: int, old: os.stat_result) -> None:
             os.fchown(file, old.st_uid, old.st_gid)
     if hasattr(os, "fchmod"):
         os.fchmod(file, stat.S_IMODE(old.st_mode))
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether it is a file that begins as one; names say nothing, where programs keep their files by content.
+
+    Raises:
+        LoadError: it is no regular file. OSError: it cannot be read.
+    """
+    if not regular(path):
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"

@@ -42,7 +42,7 @@ _LAUNCHER = """
 import json, os, sys
 out = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-mark, seconds, memory, program = parse_json(sys.stdin.buffer.read())
+mark, seconds, memory, program = json.loads(sys.stdin.buffer.read())
 try:
     import resource
 except ImportError:

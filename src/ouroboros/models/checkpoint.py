@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from ouroboros.errors import LoadError, UnsupportedArchitecture
-from ouroboros.files import check_directory, read_json, regular
+from ouroboros.files import check_directory, is_gguf, read_json, regular
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.families import parse_config
-from ouroboros.models.gguf_reader import is_gguf
 from ouroboros.models.hub_files import fetch_gguf
 from ouroboros.models.tensors import FileTensors, ModuleTensors, Tensors
 from ouroboros.models.weights import unknown_tensor

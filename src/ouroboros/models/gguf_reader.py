@@ -19,7 +19,7 @@ from ouroboros.errors import LoadError
 from ouroboros.files import regular
 from ouroboros.models.stored import BLOCKS
 
-__all__ = ["GGUFReader", "Place", "Value", "is_gguf"]
+__all__ = ["GGUFReader", "Place", "Value"]
 
 Value = int | float | bool | str | list[str] | np.ndarray  # arrays of numbers are NumPy's
 
@@ -42,18 +42,6 @@ class Place:
     part: int
     start: int  # byte of that part's file
     size: int  # bytes
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether it is a file that begins as one; names say nothing, where programs keep their files by content.
-
-    Raises:
-        LoadError: it is no regular file. OSError: it cannot be read.
-    """
-    if not regular(path):
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 class GGUFReader:

@@ -7,8 +7,6 @@ from typing import Any
 
 from ouroboros.errors import LoadError
 from ouroboros.files import check_directory, read_json
-from ouroboros.models.gguf_file import GGUFFile
-from ouroboros.text.gguf_tokenizer import build_tokenizer, chat_template, special_tokens
 
 __all__ = ["NAMES", "read_tokenizer"]
 
@@ -45,6 +43,9 @@ def read_tokenizer(path: Path) -> Any:
 
 def _of_gguf(path: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
+
+    from ouroboros.models.gguf_file import GGUFFile  # they import PyTorch
+    from ouroboros.text.gguf_tokenizer import build_tokenizer, chat_template, special_tokens
 
     metadata = GGUFFile(path).metadata
     return PreTrainedTokenizerFast(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError, LoadError
-from ouroboros.models.gguf_reader import is_gguf
+from ouroboros.files import is_gguf
 from ouroboros.text.chat import ChatEncoder
 from ouroboros.text.files import NAMES, read_tokenizer
 
