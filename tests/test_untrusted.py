@@ -27,7 +27,6 @@ from ouroboros.control.profile import CostProfile, load_profile, save_profile
 from ouroboros.control.tuned import load_tuned
 from ouroboros.errors import InputError, LoadError
 from ouroboros.models.base import ModelInfo
-from ouroboros.prompts import read_prompts
 from ouroboros.text import Tokenizer
 from ouroboros.training.modules import read_module
 from ouroboros.training.records import read_records
@@ -353,7 +352,6 @@ def test_nested_json_in_files_of_our_own(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "file.jsonl"
     file.write_text('{"a": ' + "[" * 200_000 + "\n")
     asked: list[Callable[[], object]] = [
-        lambda: read_prompts(str(file)),
         lambda: read_results(file),
         lambda: read_rows(str(file), "test"),
     ]
