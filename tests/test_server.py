@@ -393,7 +393,8 @@ def test_tokens(server: Server, decoder: ouroboros.Decoder) -> None:
 def test_a_client_that_goes_away_ends_its_request(server: Server, stream: bool) -> None:
     service = server._service
     body = json.dumps({"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "stream": stream, "temperature": 0})
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}"
     host, port = server.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"{head}\r\n\r\n{body}".encode())

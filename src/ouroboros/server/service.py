@@ -39,7 +39,8 @@ class Run:
     """One client's request: a ticket for each sample of each prompt, in this order.
 
     Attributes:
-        began: seconds, of the clock that the event loop has. memory: the name of its tenant. cut: the server ended it, not the client.
+        began: seconds, of the clock that the event loop has. memory: the name of its tenant. cut: the server ended it,
+            not the client.
     """
 
     def __init__(self, tickets: Sequence[Ticket], samples: int, began: float, memory: str | None = None) -> None:

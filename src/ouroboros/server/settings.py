@@ -20,7 +20,8 @@ class Settings:
         api_keys: any of them lets a request in; none: every request is let in.
         max_requests, max_queue: requests that run, and that may wait beside them; of more, 429.
         kv_memory: bytes of all KV caches; None: half of what is free. memory_dir: where the tenants' memories lie;
-            None: they end with the server. request_timeout: seconds after which a request ends with what it has; None: never.
+            None: they end with the server. request_timeout: seconds after which a request ends with what it has; None:
+            never.
         grace: seconds that running requests have after SIGTERM. cors_origins: whose pages may ask.
         max_body: bytes. max_messages, max_samples (``n``), max_tokens (None: the model's context), max_schema
             (characters of a schema, of all tools), max_stops, max_prompts (of one completion): of a request.

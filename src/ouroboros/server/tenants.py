@@ -1,9 +1,9 @@
 """A memory for each tenant: what one's requests leave is read by their later ones alone, over a shared layer that no
 request writes to.
 
-With a directory memories outlive the server. Each lies in a file of its own, a phrase pool's (phrases/storage.py), under
-the vocabulary that it belongs to. A file is written whole or not at all, so that it can be read whenever the process is
-killed; what was learned since the last snapshot is lost then. One server at a time has the directory.
+With a directory memories outlive the server. Each lies in a file of its own, a phrase pool's (phrases/storage.py),
+under the vocabulary that it belongs to. A file is written whole or not at all, so that it can be read whenever the
+process is killed; what was learned since the last snapshot is lost then. One server at a time has the directory.
 """
 
 from __future__ import annotations
