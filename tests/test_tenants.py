@@ -171,9 +171,8 @@ def test_pools_are_made_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.py").write_text("def add(a, b):\n    return a + b\n" * 3)
     (tmp_path / "src" / "b.bin").write_bytes(b"\xff\x00")
-    (tmp_path / "rows.jsonl").write_text(
-        '{"text": "hello there"}\n{"messages": [{"role": "user", "content": "x y z"}]}\n'
-    )
+    rows = '{"text": "hello there"}\n{"messages": [{"role": "user", "content": "x y z"}]}\n'
+    (tmp_path / "rows.jsonl").write_text(rows)
     one, two, all = (str(tmp_path / name) for name in ("one", "two", "all"))
     assert main(["pool", "build", one, str(tmp_path / "src")]) == 0
     assert main(["pool", "build", two, str(tmp_path / "rows.jsonl")]) == 0

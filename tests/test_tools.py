@@ -73,23 +73,7 @@ def test_calls_do_not_depend_on_cuts(
 
 def test_random_text_is_never_lost() -> None:
     source = random.Random(2)
-    parts = [
-        "<tool_call>",
-        "</tool_call>",
-        "[TOOL_CALLS]",
-        "{",
-        "}",
-        "[",
-        "]",
-        '"',
-        "name",
-        ":",
-        "f",
-        " ",
-        "\n",
-        ",",
-        "\\",
-    ]
+    parts = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", *'{}[]":, \n\\', "name", "f"]
     for _ in range(2000):
         text = "".join(source.choices(parts, k=source.randint(1, 14)))
         form = source.choice(["hermes", "mistral", "llama3", "generic"])
