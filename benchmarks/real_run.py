@@ -30,7 +30,7 @@ from ouroboros.control.profile import describe
 from ouroboros.errors import InputError
 from ouroboros.prompts import Prompt
 
-__all__ = ["measure", "parse_method"]
+__all__ = ["first_difference", "measure", "parse_method"]
 
 WARM_UP = "The sea was calm that morning, and nobody on the pier had yet"  # of plain and speculative decoding
 SEED = 1000
@@ -178,7 +178,7 @@ class _Bench:
                 written[label, repeat] = result.token_ids
                 prompt_tokens = len(result.prompt_token_ids)
         plain = written[PLAIN, 0]
-        runs = [replace(run, differs_at=_first_difference(plain, written[run.label, run.repeat])) for run in runs]
+        runs = [replace(run, differs_at=first_difference(plain, written[run.label, run.repeat])) for run in runs]
         return Case(prompt.name, temperature, seed, 0, prompt_tokens, load_average, plain, tuple(runs))
 
     def _request(
@@ -224,7 +224,7 @@ class _Bench:
         return run, result
 
 
-def _first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
+def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
     if tuple(plain) == tuple(other):
         return None
     pairs = enumerate(zip(plain, other, strict=False))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import random
+import resource
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +202,41 @@ def test_two_threads_may_use_one_decoder(tiny: Pair) -> None:
         for thread in threads:
             thread.join()
     assert found == [expected] * 7
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_two_thousand_requests(tiny: Pair) -> None:
+    """Cancelled at random: caches, tickets and resident memory are where they were."""
+    chance = random.Random(0)
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    with Engine(decoder_of(tiny), max_requests=8, kv_memory=200_000) as engine:
+
+        def serve(count: int) -> None:
+            live: list[Ticket] = []
+            for _ in range(count):
+                prompt = [chance.randrange(40) for _ in range(chance.randrange(1, 40))]
+                live.append(
+                    engine.submit(prompt, max_new_tokens=chance.randrange(1, 40), memory="one", ignore_eos=True)
+                )
+                if len(live) >= 16:
+                    ticket = live.pop(chance.randrange(len(live)))
+                    if chance.random() < 0.4:
+                        ticket.cancel()
+                    assert len(ticket.result(timeout=60).token_ids) <= 40
+            for ticket in live:
+                ticket.cancel()
+                ticket.result(timeout=60)
+
+        serve(300)  # memories, tables and allocators have their size
+        before, tickets = resident(), len([one for one in gc.get_objects() if isinstance(one, Ticket)])
+        serve(2000)
+        load = engine.load
+        assert (load.running, load.waiting) == (0, 0)
+        assert load.kv_bytes <= 200_000
+        assert not engine._jobs
+        assert len([one for one in gc.get_objects() if isinstance(one, Ticket)]) <= tickets + 1
+        assert resident() - before < 24 << 20

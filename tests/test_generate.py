@@ -48,7 +48,7 @@ def test_text_tokens_and_stats_belong_together(decoder: Decoder) -> None:
     assert sum(stats.draft_tokens_by_depth) == sum(stats.draft_tokens_by_source.values()) == stats.draft_tokens
     assert stats.new_tokens <= stats.accepted_tokens + stats.target_forwards
     assert stats.prefill_seconds > 0
-    assert stats.draft_prefill_seconds > 0
+    assert stats.draft_prefill_seconds >= 0  # the draft model may read the prompt later, or not
     assert stats.decode_seconds > stats.draft_seconds > 0
     values = json.loads(json.dumps(stats.to_dict()))
     for name in [

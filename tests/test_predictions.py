@@ -104,18 +104,52 @@ def test_a_prediction_behind_two_tokens_overrules_phrases() -> None:
     plan = Plan(3, Calibration())
     plan.hang(0, phrases((4, 5), (6, 7)), 8, least=0.01)
     before = dict(zip(plan.tree.tokens, plan.chances, strict=True))
-    for near in (False, True):
-        plan.recycle(0, [6, 8], [0.5, 0.4], near, least=0.05)
-        after = dict(zip(plan.tree.tokens, plan.chances, strict=True))
-        assert after[8] == pytest.approx(0.4)
-        if not near:
-            assert all(after[token] == before[token] for token in before)
+    plan.recycle(0, [6, 8], [0.5, 0.4], near=False, least=0.05)
+    after = dict(zip(plan.tree.tokens, plan.chances, strict=True))
+    assert all(after[token] == before[token] for token in before)
+    assert after[8] == pytest.approx(1 - before[4] - before[6])  # no more than they leave
+    plan.recycle(0, [6, 8], [0.5, 0.4], near=True, least=0.05)
+    after = dict(zip(plan.tree.tokens, plan.chances, strict=True))
     assert after[6] == pytest.approx(0.5)
     assert after[7] == pytest.approx(before[7] / before[6] * 0.5)
-    assert after[4] == pytest.approx(0.3 * before[4])
-    assert after[5] == pytest.approx(0.3 * before[5])
-    plan.learn([6, 7])
+    assert after[8] == pytest.approx(0.4)
+    assert after[4] == pytest.approx(0.3 * before[4] * (1 - 0.5 - 0.4))
+    assert after[5] == pytest.approx(after[4] * before[5] / before[4])
+    plan.learn([9])
     assert plan._calibration.chance(Evidence.AGAINST, 0.19) < 0.19
+
+
+def test_of_several_children_only_one_can_be_right() -> None:
+    """A second phrase has what the first leaves, and is judged by texts in which the first was wrong."""
+    calibration = Calibration()
+    two = [Phrase((4, 5), Origin.VERIFIED, 8), Phrase((6,), Origin.VERIFIED, 8)]
+    plan = Plan(3, calibration)
+    plan.hang(0, two, 8, least=0.0)
+    alone = two[0].rate
+    chances = dict(zip(plan.tree.tokens, plan.chances, strict=True))
+    assert chances[4] == pytest.approx(alone)
+    assert chances[6] == pytest.approx(alone * (1 - alone))
+    for _ in range(50):
+        plan.learn([4, 5])  # says nothing of the second
+    assert calibration.chance(Evidence.PHRASE_6, alone) > 0.9
+    for _ in range(50):
+        plan.learn([6])
+    assert calibration.chance(Evidence.PHRASE_6, alone) < 0.75
+
+
+def test_a_long_match_outweighs_a_prediction_after_two_tokens() -> None:
+    plan = Plan(3, Calibration())
+    plan.hang(0, [Phrase((4, 5), Origin.VERIFIED, 8)], 8, least=0.0)
+    before = list(plan.chances)
+    plan.recycle(0, [6], [0.9], near=True, least=0.01)
+    assert plan.chances[:3] == before
+    assert plan.chances[3] == pytest.approx(0.3 * 0.9 * (1 - before[1]))
+
+
+def test_nothing_hangs_below_the_end_of_the_text() -> None:
+    plan = Plan(3, Calibration(), stop_ids={4})
+    plan.hang(0, [Phrase((5, 4, 6), Origin.VERIFIED, 8)], 8, least=0.0)
+    assert plan.tree.tokens == [3, 5, 4]
 
 
 def test_phrases_are_believed_by_the_length_of_their_match() -> None:

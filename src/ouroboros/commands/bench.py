@@ -14,6 +14,7 @@ from ouroboros.bench.peers import PEERS
 from ouroboros.bench.settings import STATES, BenchSettings
 from ouroboros.commands.options import Place, Tools, pair_options, place_options
 from ouroboros.commands.process import keep_loaded
+from ouroboros.commands.throughput import throughput
 from ouroboros.config import METHODS
 from ouroboros.errors import InputError
 
@@ -142,6 +143,9 @@ def compare(context: click.Context, /, first: str, second: str) -> None:
     Screen().text(found.markdown())
     if found.different:
         context.exit(1)
+
+
+bench.add_command(throughput)
 
 
 def _check(report: str | None, plots: str | None) -> None:

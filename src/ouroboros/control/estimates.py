@@ -64,6 +64,7 @@ class Evidence(IntEnum):
     RECYCLED_OTHER = 12
     RECYCLED_FAR = 13  # behind the same one token
     RECYCLED_FAR_OTHER = 14
+    PHRASE_16 = 15
 
 
 # What such guesses' own number is multiplied by before any was counted: how often they were right over what they said,
@@ -104,12 +105,14 @@ class Calibration:
         return line[0] + line[1] * number
 
     def _line(self, place: int) -> tuple[float, float]:
+        before = self._before or self
         right, seen = self._right[place], self._seen[place]
-        if self._before is None:
-            said = self._said.get(Evidence(place // (len(EDGES) + 1)), 1.0)
-            return right / (seen + RAW_PRIOR), said * RAW_PRIOR / (seen + RAW_PRIOR)
-        least, slope = self._before._line(place)
-        return (right + OWN_PRIOR * least) / (seen + OWN_PRIOR), OWN_PRIOR * slope / (seen + OWN_PRIOR)
+        others = max(before._seen[place] - seen, 0.0)  # what this one has seen is among what those before know
+        known = min(max(before._right[place] - right, 0.0), others)
+        share = min(1.0, OWN_PRIOR / (others + RAW_PRIOR))  # that counts for ``OWN_PRIOR`` observations at most
+        count = seen + share * (others + RAW_PRIOR)
+        said = before._said.get(Evidence(place // (len(EDGES) + 1)), 1.0)
+        return (right + share * known) / count, share * said * RAW_PRIOR / count
 
     def learn(self, evidence: Evidence, number: float, right: bool) -> None:
         place = evidence * (len(EDGES) + 1) + bisect.bisect_right(EDGES, number)

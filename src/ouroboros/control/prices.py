@@ -27,7 +27,7 @@ DRAFTED = 6.0  # expected draft tokens that trust in expectations counts for, be
 MEMORY = 60.0  # expected draft tokens, after which older ones fade
 TRUSTED = (0.5, 1.2)  # the least and most of what was expected that is believed
 CHAIN = 8  # drafts at most, where the gain of drafting is estimated
-SHORT = 8  # tokens to catch up with that are part of a forward's price; more of them are an investment
+SHORT = 2  # tokens to catch up with that are part of a forward's price; more of them are an investment
 ADVANCE = 8.0  # tokens of plain decoding whose time may go into reading before drafting has saved any
 ROWS = 256  # of a forward, at most
 
@@ -40,7 +40,7 @@ class Prices:
             prompt. room: new tokens at most. load: what the request shares its forwards with; None: nothing.
 
     Attributes:
-        own_rate: R of this request, tokens per second. rate: that of all requests in the target's forwards.
+        rate: R, tokens per second of all requests in the target's forwards. own_rate: of this request's part in it.
         written: new tokens of the request.
     """
 
@@ -61,7 +61,7 @@ class Prices:
         self._tokens = self._seconds = 0.0  # of the last steps, fading
         self.written = 0
         self._taken = 0.0  # seconds of the whole request
-        self._without = 0.0  # seconds of a token lately, where nothing was drafted by the model
+        self._without = 0.0  # seconds of a token of anyone's lately, where nothing was drafted by the model
         self._came = self._promised = DRAFTED  # draft tokens that were accepted, and that were expected to be
         self.own_rate = self.rate = 0.0
         self.begin(context)
@@ -69,28 +69,38 @@ class Prices:
     def begin(self, context: int) -> None:
         """A step begins; ``context``: tokens in the cache. What takes time takes it from all requests that share the
         forwards, and rows cost what they cost behind those that the others have there."""
-        self._context = context
-        self._others, self._others_rate = self._load.rows, self._load.rate
+        load = self._load
+        self._context, self._others = context, load.rows
         self._table: list[float] = []  # of the target's forwards, by rows
         self._plain = self._checking(1)
+        # Tokens of the others in a step: what they yield, and one each at the least, as without any drafts.
+        together = self._target.seconds(1 + load.requests, context)
+        self._others_rate = max(load.rate, load.requests / together)
+        self._others_tokens = self._others_rate * self._plain
+        self._hand = 1.0, self._plain  # tokens and seconds of a step by the plan at hand, without the draft model
         self._chain = self._drafting()
-        self._hand = self._plain  # seconds of a token by the plan at hand, without the draft model
         self._price_at_hand()
 
     def consider(self, chances: Sequence[float]) -> None:
         """``chances``, best first, are those of what is known without asking the draft model."""
-        tokens, best = 1.0, self._plain
+        tokens, best = 1.0, (1.0, self._plain)
         for rows, chance in enumerate(chances[:ROWS], start=2):
             tokens += chance * self.trust
-            best = min(best, self._checking(rows) / tokens)
+            best = max(best, (tokens, self._checking(rows)), key=self._worth)
         self._hand = best
         self._price_at_hand()
 
+    def _worth(self, step: tuple[float, float]) -> float:
+        """Tokens per second of all requests, with steps of so many tokens of this one and so many seconds."""
+        tokens, seconds = step
+        return (tokens + self._others_tokens) / seconds
+
     def _price_at_hand(self) -> None:
-        self.own_rate = 1 / min(self._hand, self._chain)
+        self.rate = max(self._worth(self._hand), self._worth(self._chain))
         if self._seconds:
-            self.own_rate = min(self.own_rate, max(self._tokens / self._seconds, 1 / self._plain))
-        self.rate = self.own_rate + self._others_rate
+            lately = self._tokens / self._seconds + self._others_rate
+            self.rate = min(self.rate, max(lately, self._worth((1.0, self._plain))))
+        self.own_rate = self.rate / (1 + self._others_tokens)
 
     @property
     def first_rate(self) -> float:
@@ -137,14 +147,15 @@ class Prices:
                 best, size = value, count
         return size
 
-    def _drafting(self) -> float:
-        """Seconds of a token with a chain of drafts of the best length, if first choices go on as they did."""
-        best, tokens, chance, drafting = self._plain, 1.0, 1.0, 0.0
+    def _drafting(self) -> tuple[float, float]:
+        """Tokens and seconds of a step with a chain of drafts of the best length, if first choices go on as they
+        did."""
+        best, tokens, chance, drafting = (1.0, self._plain), 1.0, 1.0, 0.0
         for length in range(1, CHAIN):
             chance *= self._first.value
             tokens += chance
-            drafting += self._asking(1)
-            best = min(best, (self._checking(1 + length) + drafting) / tokens)
+            drafting += self._share(1)
+            best = max(best, (tokens, self._checking(1 + length) + drafting), key=self._worth)
         return best
 
     @property
@@ -196,10 +207,11 @@ class Prices:
         if tokens <= SHORT:
             return True
         price = self.reading(tokens)
-        without = (self._hand + (self._without or self._hand)) / 2
-        gain = min(self._room - self.written, self.experience.remaining) * (without - self._chain)
-        share = self.rate / self.own_rate  # others wait meanwhile
-        return gain > price * share and price <= self.budget
+        now, (drafted, seconds) = 1 / self._worth(self._hand), self._chain
+        without = (now + (self._without or now)) / 2  # seconds of a token, of this request or of others
+        steps = min(self._room - self.written, self.experience.remaining) / drafted
+        gain = steps * ((drafted + self._others_tokens) * without - seconds)
+        return gain > price and price <= self.budget
 
     def promised(self, tokens: float) -> float:
         """By its chances the step should add ``tokens`` draft tokens. Returns how many are expected."""
@@ -226,9 +238,9 @@ class Prices:
         self._tokens, self._seconds = FADE * self._tokens + tokens, FADE * self._seconds + seconds
         self.written, self._taken = self.written + tokens, self._taken + seconds
         if not drafting:
-            each = seconds / tokens
+            each = seconds / (tokens + self._others_tokens)
             self._without = (self._without + each) / 2 if self._without else each
-        known.seconds += seconds
+        known.seconds += seconds / (1 + self._load.requests)  # the others have added their part
         known.tokens, known.ends = known.tokens + tokens, known.ends + ended
         if probing:
             known.probing += drafting

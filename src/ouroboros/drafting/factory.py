@@ -84,4 +84,4 @@ def build_drafter(
     else:
         policy = FixedSizes(options, stop_ids, target.info.trees, session.trees)
     own = memory if options.reuse else Memory()
-    return OuroborosDrafter(options, session, sampler, own, prompt, policy)
+    return OuroborosDrafter(options, session, sampler, own, prompt, policy, stop_ids)

@@ -9,7 +9,7 @@ Which nodes are scored, where phrases hang and what goes to the target is the po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from ouroboros.config import OuroborosOptions
 from ouroboros.drafting.base import DraftSession
@@ -41,6 +41,7 @@ class OuroborosDrafter:
         memory: Memory,
         prompt: Sequence[int],
         policy: Policy,
+        stop_ids: Set[int] = frozenset(),
     ) -> None:
         self._options = options
         self._draft = draft
@@ -50,6 +51,7 @@ class OuroborosDrafter:
         self._offers = Offers(memory.phrases, prompt, options.harvest)
         windowed = options.phrase_drafting and options.window > 0 and draft.trees
         self._window = LookaheadWindow(options.window, options.ngram, prompt) if windowed else None
+        self._stop_ids = stop_ids
         self._plan = Plan(prompt[-1], policy.chances)
         self._sequence: Sequence[int] = prompt
 
@@ -62,7 +64,7 @@ class OuroborosDrafter:
         self._sequence = sequence
         self._offers.begin(sequence)
         policy.begin(sequence, room)
-        plan = self._plan = Plan(sequence[-1], policy.chances)
+        plan = self._plan = Plan(sequence[-1], policy.chances, self._stop_ids)
         if room < 1:
             return plan.tree
         reach = options.draft_tokens + max(options.branch_tokens, self._window.depth if self._window else 1)
@@ -115,6 +117,8 @@ class OuroborosDrafter:
     def _hang(self, node: int, branches: int, length: int, least: float) -> None:
         """Pool phrases below a node, and what the target predicted elsewhere after the same tokens."""
         tree = self._plan.tree
+        if node and tree.tokens[node] in self._stop_ids:
+            return
         found = self._offers.look_up(tree.path_tokens(node), branches, length)
         self._plan.hang(node, found.phrases, length, least)
         if not self._policy.recycles:

@@ -8,7 +8,7 @@ accepted. It decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from ouroboros.control.estimates import Evidence
@@ -22,8 +22,12 @@ NEARLY, LIKELY = 0.4, 0.03  # what a further choice of the draft model counts fo
 RECYCLED = (Evidence.RECYCLED, Evidence.RECYCLED_OTHER)
 RECYCLED_FAR = (Evidence.RECYCLED_FAR, Evidence.RECYCLED_FAR_OTHER)
 PHRASES = [Evidence.PHRASE, Evidence.PHRASE, Evidence.PHRASE_2, Evidence.PHRASE_3]  # by matching tokens
-PHRASES += [Evidence.PHRASE_4] * 2 + [Evidence.PHRASE_6] * 3 + [Evidence.PHRASE_9]
-AGAINST = 0.3  # of a phrase's rate, where a prediction of the target's speaks against it
+PHRASES += [Evidence.PHRASE_4] * 2 + [Evidence.PHRASE_6] * 3 + [Evidence.PHRASE_9] * 7 + [Evidence.PHRASE_16]
+AGAINST = 0.3  # of a guess's own number, where a better source speaks against it
+SURE = {Evidence.PHRASE_6, Evidence.PHRASE_9, Evidence.PHRASE_16}  # they know more than a prediction after two tokens
+# Evidence whose numbers are shares of one distribution; other numbers were counted as if nothing else was offered.
+SHARES = {Evidence.FIRST, Evidence.OTHER, Evidence.BOTH_FIRST, Evidence.BOTH_OTHER}
+SHARES |= {Evidence.RECYCLED_OTHER, Evidence.RECYCLED_FAR_OTHER}
 
 
 class Chances(Protocol):
@@ -37,21 +41,23 @@ class Chances(Protocol):
 
 
 class Plan:
-    """The plan of one step.
+    """The plan of one step. Nothing hangs below one of ``stop_ids``: the text ends there.
 
     Attributes (lists with one entry a node):
         tree: the tokens. chances: all tokens down to the node are accepted. scored: the node in the draft model's tree,
             or ``UNSCORED``. first: the child that is the draft model's first choice, -1 where it has not looked.
     """
 
-    def __init__(self, root: int, chances: Chances) -> None:
+    def __init__(self, root: int, chances: Chances, stop_ids: Set[int] = frozenset()) -> None:
         self.tree = TokenTree(root)
         self.chances = [1.0]
         self.scored = [UNSCORED]
         self.first = [-1]
         self._calibration = chances
+        self._stop_ids = stop_ids
         self._evidence: list[tuple[Evidence, float]] = [(Evidence.FIRST, 1.0)]
-        self._local = [1.0]
+        self._alone = [1.0]  # the chance given the parent, if no sibling is better
+        self._local = [1.0]  # the chance given the parent
 
     def __len__(self) -> int:
         return len(self.chances)
@@ -72,7 +78,7 @@ class Plan:
             for token in phrase.tokens[:length]:
                 evidence = PHRASES[min(matching, len(PHRASES) - 1)]
                 below = self._add(below, token, phrase.origin, evidence, rate, self._calibration.chance(evidence, rate))
-                if self.chances[below] < least:
+                if self.chances[below] < least or token in self._stop_ids:
                     break
                 matching += 1
 
@@ -84,21 +90,25 @@ class Plan:
             tokens, probs: best first. least: what is accepted with less than this chance is left out.
         """
         first, other = RECYCLED if near else RECYCLED_FAR
-        tree, phrases = self.tree, {}
-        if near:
-            phrases = {tree.tokens[child]: child for child in tree.children(node)}
+        tree = self.tree
+        phrases = {tree.tokens[child]: child for child in tree.children(node)}
+        sure = {token for token, child in phrases.items() if self._evidence[child][0] in SURE}
         for rank, (token, prob) in enumerate(zip(tokens, probs, strict=True)):
-            evidence = other if rank else first
+            evidence, number = other if rank else first, prob
+            if sure and token not in sure:
+                evidence, number = Evidence.AGAINST, AGAINST * prob
             if token in phrases:
-                self._set(phrases[token], evidence, prob)
+                if near and not sure:
+                    self._set(phrases[token], evidence, number)
                 continue
-            chance = self._calibration.chance(evidence, prob)
+            chance = self._calibration.chance(evidence, number)
             if self.chances[node] * chance >= least:
-                self._add(node, token, Origin.RECYCLED, evidence, prob, chance)
-        for token, child in phrases.items():
-            if token not in tokens:
-                self._set(child, Evidence.AGAINST, AGAINST * self._evidence[child][1])
-        if phrases:
+                self._add(node, token, Origin.RECYCLED, evidence, number, chance)
+        if near and phrases and not sure:
+            for token, child in phrases.items():
+                if token not in tokens:
+                    self._set(child, Evidence.AGAINST, AGAINST * self._evidence[child][1])
+            self._share(node)
             self.settle(node + 1)
 
     def choose(
@@ -129,25 +139,43 @@ class Plan:
                 child = self._add(node, token, Origin.DRAFT, evidence, prob, chance)
             if rank == 0:
                 self.first[node] = child
+        self._share(node)
 
     def _add(self, parent: int, token: int, origin: Origin, evidence: Evidence, number: float, chance: float) -> int:
         before = len(self.chances)
         node = self.tree.add(parent, token, origin)
         if node == before:
             self._evidence.append((evidence, number))
+            self._alone.append(chance)
             self._local.append(chance)
             self.chances.append(self.chances[parent] * chance)
             self.scored.append(UNSCORED)
             self.first.append(-1)
-        elif evidence >= Evidence.PHRASE and chance > self._local[node]:  # of several sources the best one counts
+        elif evidence >= Evidence.PHRASE and chance > self._alone[node]:  # of several sources the best one counts
             self._evidence[node] = evidence, number
-            self._local[node] = chance
-            self.chances[node] = max(self.chances[node], self.chances[parent] * chance)
+            self._alone[node] = chance
+        else:
+            return node
+        if self._share(parent):
+            self.settle(parent + 1)
         return node
+
+    def _share(self, parent: int) -> bool:
+        """Only one child of a node can be right: each has what the better ones leave. Returns whether any changed."""
+        children, left, changed = list(self.tree.children(parent)), 1.0, False
+        if len(children) > 1:
+            children.sort(key=self._alone.__getitem__, reverse=True)
+        for child in children:
+            alone = self._alone[child]
+            local = min(alone, left) if self._evidence[child][0] in SHARES else alone * left
+            changed |= local != self._local[child]
+            self._local[child] = local
+            left = max(left - local, 0.0)
+        return changed
 
     def _set(self, node: int, evidence: Evidence, number: float) -> None:
         self._evidence[node] = evidence, number
-        self._local[node] = self._calibration.chance(evidence, number)
+        self._alone[node] = self._calibration.chance(evidence, number)
 
     def settle(self, first: int = 1) -> None:
         """Carries changed chances, of node ``first`` and later ones, down the tree."""
@@ -161,9 +189,13 @@ class Plan:
         outcomes = []
         tree, node = self.tree, 0
         for token in tokens:
-            for child in tree.children(node):
+            known = False  # a better child was right: what others are worth without it cannot be seen
+            for child in sorted(tree.children(node), key=self._alone.__getitem__, reverse=True):
                 evidence, number = self._evidence[child]
-                self._calibration.learn(evidence, number, tree.tokens[child] == token)
+                right = tree.tokens[child] == token
+                if not known or evidence in SHARES:
+                    self._calibration.learn(evidence, number, right)
+                known |= right
             below = tree.child(node, token)
             first = self.first[node]
             if first >= 0:

@@ -40,9 +40,9 @@ class Work:
 class ModelInfo:
     """What decoding needs to know of a model. ``max_positions``: of a sequence; ``dtype``, ``device``: torch names;
     ``trees``: False where ``score`` takes chains only; ``part_of_text``: whether a sequence may begin anywhere in a
-    text, or must with the prompt; ``engine``: what computes, and why nothing faster; ``grown``:
-    from what to what, for a model that costs more than it has learned (see grow.py), None for others; ``work``: what a
-    forward has to do."""
+    text, or must with the prompt; ``engine``: what computes, and why nothing faster; ``mixes``: whether one forward may
+    read text of some slots and score trees of others, for less than two take; ``grown``: from what to what, for a model
+    that costs more than it has learned (see grow.py), None for others; ``work``: what a forward has to do."""
 
     backend: str
     vocab_size: int
@@ -54,6 +54,7 @@ class ModelInfo:
     trees: bool = True
     part_of_text: bool = True
     engine: str = ""
+    mixes: bool = False
     grown: str | None = None
     work: Work = Work()
 

@@ -35,7 +35,7 @@ class GuidedModel:
         longer = max(0, len(negative) - len(prompt))  # the negative context is ahead by so much
         work = replace(model.info.work, cache_bytes=2 * model.info.work.cache_bytes)
         positions = model.info.max_positions - longer
-        self.info = replace(model.info, max_positions=positions, part_of_text=False, work=work)
+        self.info = replace(model.info, max_positions=positions, part_of_text=False, work=work, mixes=False)
 
     def open(self) -> _GuidedSlot:
         slot = _GuidedSlot(self._model.open(), self._model.open(), self._frame)

@@ -80,6 +80,7 @@ class LlamaModel:
             dtype=precision.weights,
             device=str(device),
             engine=computes,
+            mixes=True,
             grown=grown,
             work=_work(config, precision),
         )

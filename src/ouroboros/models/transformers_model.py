@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from ouroboros.errors import LoadError
-from ouroboros.models.base import ModelInfo, ScoreRequest, Slot
+from ouroboros.models.base import ModelInfo, ScoreRequest, Slot, Work
+from ouroboros.models.transformers_batch import SideBySide, padded_masks
 from ouroboros.models.transformers_cache import RowSlot
 from ouroboros.models.transformers_config import WINDOWS, end_tokens, mask_kinds, max_positions
 from ouroboros.tree import TokenTree
@@ -33,15 +35,23 @@ class TransformersModel:
     Args:
         module: a causal language model in evaluation mode; its ``forward`` alone is called.
         vocab_size: the number of its logits. masks: how its forward takes the masks of a tree; None: it takes none.
+        together: whether several sequences may share a forward, which takes such masks; else each has its own.
 
     Raises:
         LoadError: its weights are not in memory.
     """
 
-    def __init__(self, module: transformers.PreTrainedModel, vocab_size: int, masks: MaskForm | None) -> None:
+    def __init__(
+        self,
+        module: transformers.PreTrainedModel,
+        vocab_size: int,
+        masks: MaskForm | None,
+        together: bool = False,
+    ) -> None:
+        assert masks is not None or not together
         self._module = module
         self._config = module.config.get_text_config(decoder=True)
-        self._form = masks
+        self._form, self._together = masks, together
         embedding = module.get_input_embeddings().weight
         assert isinstance(embedding, Tensor)
         if embedding.is_meta and getattr(module, "hf_device_map", None) is None:
@@ -60,6 +70,8 @@ class TransformersModel:
             dtype=str(module.dtype).removeprefix("torch."),
             device=str(self._device),
             trees=masks is not None,
+            engine="one padded forward for several requests" if together else "several requests in turn",
+            work=Work(cache_bytes=_row_bytes(self._config, module.dtype)),
         )
 
     def open(self) -> RowSlot:
@@ -76,25 +88,39 @@ class TransformersModel:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-        return [self._score(request) for request in requests]
+        if self._together and len(requests) > 1:
+            return self._score_together([_Rows(request) for request in requests])
+        return [self._score(_Rows(request)) for request in requests]
 
-    def _score(self, request: ScoreRequest) -> Tensor:
-        slot, tree, catch_up = _own(request.slot), request.tree, request.catch_up
-        pending = slot.pending
-        assert not catch_up or pending == 0, "catch-up tokens cannot follow pending nodes"
-        assert len(tree) > pending, "a forward needs new nodes"
-        root = slot.length + len(catch_up)
-        nodes = [root + depth for depth in tree.depths]
-        positions = [*range(slot.length, root), *nodes[pending:]]
-        rows = range(pending, len(tree)) if request.rows is None else request.rows
+    def _score(self, rows: _Rows) -> Tensor:
         mask = None
-        if any(parent != node - 1 for node, parent in enumerate(tree.parents)):
+        if any(parent != node - 1 for node, parent in enumerate(rows.tree.parents)):
             assert self._form is not None, "this model takes chains only"
-            mask = self._masks(tree, pending, len(catch_up), [*range(root), *nodes])
-        tokens = [*catch_up, *tree.tokens[pending:]]
-        logits = self.forward(slot, tokens, positions, mask, [len(catch_up) + row - pending for row in rows])
-        slot.advance(len(catch_up), len(tree) - pending)
+            mask = self._masks(rows.tree, rows.pending, rows.catch_up, rows.seen)
+        logits = self.forward(rows.slot, rows.tokens, rows.positions, mask, rows.wanted)
+        rows.advance()
         return logits
+
+    def _score_together(self, each: Sequence[_Rows]) -> list[Tensor]:
+        """One forward, in which all have as many rows as the one with the most."""
+        longest = max(len(rows.tokens) for rows in each)
+        masks = [self._masks(rows.tree, rows.pending, rows.catch_up, rows.seen) for rows in each]
+        mask: Any
+        if isinstance(masks[0], dict):
+            mask = {kind: padded_masks([own[kind] for own in masks]) for kind in masks[0]}
+        else:
+            mask = padded_masks(masks)
+        tokens = [[*rows.tokens, *[0] * (longest - len(rows.tokens))] for rows in each]
+        positions = [[*rows.positions, *[0] * (longest - len(rows.positions))] for rows in each]
+        wanted = sorted({row for rows in each for row in rows.wanted})
+        cache = SideBySide([rows.slot for rows in each], [len(rows.tokens) for rows in each])
+        logits_BWV = self._forward(cache, tokens, positions, mask, wanted)
+        for rows in each:
+            rows.advance()
+        places = {row: place for place, row in enumerate(wanted)}
+        return [
+            logits_WV[[places[row] for row in rows.wanted]] for rows, logits_WV in zip(each, logits_BWV, strict=True)
+        ]
 
     def forward(
         self, slot: RowSlot, tokens: Sequence[int], positions: Sequence[int], mask: Any, rows: Sequence[int]
@@ -103,16 +129,28 @@ class TransformersModel:
 
         Without a mask the tokens are a chain, and the model masks it.
         """
-        assert max(positions) < self.info.max_positions, f"position {max(positions)} is beyond the model's context"
+        return self._forward(slot.cache, [tokens], [positions], mask, rows)[0]
+
+    def _forward(
+        self,
+        cache: Cache,
+        tokens: Sequence[Sequence[int]],
+        positions: Sequence[Sequence[int]],
+        mask: Any,
+        rows: Sequence[int],
+    ) -> Tensor:
+        """Of a batch: logits [sequences, rows, vocabulary]."""
+        last = max(max(own) for own in positions)
+        assert last < self.info.max_positions, f"position {last} is beyond the model's context"
         # Ids beyond the matrix can only reach a draft model with fewer padding rows than its target.
-        ids = torch.tensor([list(tokens)], device=self._device).clamp_(max=self._embeddings - 1)
-        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": slot.cache, "attention_mask": mask}
+        ids = torch.tensor([list(own) for own in tokens], device=self._device).clamp_(max=self._embeddings - 1)
+        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, "attention_mask": mask}
         if self.takes_positions:
-            arguments["position_ids"] = torch.tensor([list(positions)], device=self._device)
+            arguments["position_ids"] = torch.tensor([list(own) for own in positions], device=self._device)
         if self._takes_rows:
             arguments["logits_to_keep"] = torch.tensor(list(rows), dtype=torch.long)  # on a CPU it indexes any device
-        logits: Tensor = self._module(**arguments, use_cache=True, return_dict=True).logits[0]
-        return logits if self._takes_rows else logits[list(rows)]
+        logits: Tensor = self._module(**arguments, use_cache=True, return_dict=True).logits
+        return logits if self._takes_rows else logits[:, list(rows)]
 
     def _masks(self, tree: TokenTree, pending: int, catch_up: int, positions: Sequence[int]) -> Any:
         """Additive masks [1, 1, N, T] of the new rows (catch-up tokens, then nodes) over all rows."""
@@ -133,6 +171,40 @@ class TransformersModel:
 
         masks = {kind: additive(kind) for kind in mask_kinds(self._config)}
         return masks if self._form == "by kind" else next(iter(masks.values()))
+
+
+class _Rows:
+    """One request's new rows: their tokens, positions, and those whose logits are ``wanted``. ``seen``: the positions
+    of all rows, cached ones too. ``catch_up``: how many of the new rows come before the tree."""
+
+    def __init__(self, request: ScoreRequest) -> None:
+        self.slot, self.tree = _own(request.slot), request.tree
+        slot, tree, pending, catch_up = self.slot, self.tree, self.slot.pending, request.catch_up
+        assert not catch_up or pending == 0, "catch-up tokens cannot follow pending nodes"
+        assert len(tree) > pending, "a forward needs new nodes"
+        self.pending, self.catch_up = pending, len(catch_up)
+        root = slot.length + len(catch_up)
+        nodes = [root + depth for depth in tree.depths]
+        self.tokens = [*catch_up, *tree.tokens[pending:]]
+        self.positions = [*range(slot.length, root), *nodes[pending:]]
+        self.seen = [*range(root), *nodes]
+        rows = range(pending, len(tree)) if request.rows is None else request.rows
+        self.wanted = [len(catch_up) + row - pending for row in rows]
+
+    def advance(self) -> None:
+        """Counts the rows, once the cache holds them."""
+        self.slot.advance(self.catch_up, len(self.tree) - self.pending)
+
+
+def _row_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of one position in the cache, as far as the config says; 0 where it does not."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    hidden, layers = getattr(config, "hidden_size", None) or 0, getattr(config, "num_hidden_layers", None) or 0
+    if not all(isinstance(value, int) for value in (heads, kv_heads, hidden, layers)) or not heads:
+        return 0
+    size = getattr(config, "head_dim", None) or hidden // heads
+    return 2 * layers * kv_heads * size * dtype.itemsize
 
 
 def _own(slot: Slot) -> RowSlot:

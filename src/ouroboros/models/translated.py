@@ -49,7 +49,7 @@ class TranslatedModel:
     ) -> None:
         assert len(spellings) == len(partners) and all(spellings), "every target token needs a spelling"
         self.inner = inner
-        self.info = replace(inner.info, vocab_size=len(spellings), max_positions=UNLIMITED)
+        self.info = replace(inner.info, vocab_size=len(spellings), max_positions=UNLIMITED, mixes=False)
         self._spellings = spellings
         self._prefix = tuple(prefix)
         size = inner.info.vocab_size
@@ -66,25 +66,26 @@ class TranslatedModel:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-        return [self._score(request) for request in requests]
-
-    def _score(self, request: ScoreRequest) -> Tensor:
-        """One inner forward (none where neither nodes nor logits are new)."""
-        slot, tree = _own(request.slot), request.tree
-        rows = range(slot.pending, len(tree)) if request.rows is None else request.rows
-        slot.follow(tree, request.catch_up)
-        ends = [slot.ends[row] for row in rows]
-        nodes = sorted(set(ends))
-        if nodes:  # a node that is computed already, as the beginning of a longer spelling, is computed once more
-            slot.inner.truncate(min(slot.inner.pending, nodes[0]))
-        if slot.inner.pending == len(slot.tree):
-            return torch.empty((0, self.info.vocab_size), device=self._columns_V.device)
-        logits_ND = self.inner.score([ScoreRequest(slot.inner, slot.tree, nodes, slot.behind())])[0]
-        logits_NV = F.pad(logits_ND, (0, 1), value=NEVER).index_select(-1, self._columns_V)
-        if nodes == ends:
-            return logits_NV
-        places = {node: place for place, node in enumerate(nodes)}
-        return logits_NV[[places[end] for end in ends]]
+        """One inner forward of all (none where neither nodes nor logits are new)."""
+        asked, found = [], {}
+        for number, request in enumerate(requests):
+            slot, tree = _own(request.slot), request.tree
+            rows = range(slot.pending, len(tree)) if request.rows is None else request.rows
+            slot.follow(tree, request.catch_up)
+            ends = [slot.ends[row] for row in rows]
+            nodes = sorted(set(ends))
+            if nodes:  # a node that is computed already, as the beginning of a longer spelling, is computed once more
+                slot.inner.truncate(min(slot.inner.pending, nodes[0]))
+            if slot.inner.pending == len(slot.tree):
+                found[number] = torch.empty((0, self.info.vocab_size), device=self._columns_V.device)
+            else:
+                asked.append((number, ends, nodes, ScoreRequest(slot.inner, slot.tree, nodes, slot.behind())))
+        answers = self.inner.score([request for *_, request in asked]) if asked else []
+        for (number, ends, nodes, _), logits_ND in zip(asked, answers, strict=True):
+            logits_NV = F.pad(logits_ND, (0, 1), value=NEVER).index_select(-1, self._columns_V)
+            places = {node: place for place, node in enumerate(nodes)}
+            found[number] = logits_NV if nodes == ends else logits_NV[[places[end] for end in ends]]
+        return [found[number] for number in range(len(requests))]
 
 
 class TranslatedSlot:

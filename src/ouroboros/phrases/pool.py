@@ -1,4 +1,4 @@
-"""PhrasePool: short runs of tokens, found by the last one, two, four or eight tokens before them.
+"""PhrasePool: short runs of tokens, found by the last 1, 2, 4, 8 or 16 tokens before them.
 
 Bounded in keys and in phrases per key. Under one key no phrase is a prefix of another, so nothing is stored or offered
 twice. Phrases are ranked by the tokens that they are expected to yield: a prior by origin and key length, overruled by
@@ -17,15 +17,15 @@ from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["Found", "Phrase", "PhrasePool"]
 
-KEYS = (1, 2, 4, 8)  # tokens that a phrase is found by
+KEYS = (1, 2, 4, 8, 16)  # tokens that a phrase is found by
 MAX_KEY = KEYS[-1]
 # Expected accepted tokens of a phrase never offered before, for each of these: what the embedded pair showed on
 # HumanEval at temperature 1, rounded (docs/LOG.md).
 PRIORS = {
-    Origin.VERIFIED: dict(zip(KEYS, (0.6, 1.1, 2.0, 5.0), strict=True)),
-    Origin.PROMPT: dict(zip(KEYS, (0.4, 0.7, 1.5, 4.0), strict=True)),
-    Origin.CORRECTED: dict(zip(KEYS, (0.25, 0.4, 0.9, 1.3), strict=True)),
-    Origin.WINDOW: dict(zip(KEYS, (0.2, 0.25, 0.3, 0.3), strict=True)),
+    Origin.VERIFIED: dict(zip(KEYS, (0.6, 1.1, 2.0, 5.0, 8.0), strict=True)),
+    Origin.PROMPT: dict(zip(KEYS, (0.4, 0.7, 1.5, 4.0, 7.0), strict=True)),
+    Origin.CORRECTED: dict(zip(KEYS, (0.25, 0.4, 0.9, 1.3, 1.5), strict=True)),
+    Origin.WINDOW: dict(zip(KEYS, (0.2, 0.25, 0.3, 0.3, 0.3), strict=True)),
 }
 PRIOR_WEIGHT = 2.0  # offers that the prior counts for
 TRUST = {origin: rank for rank, origin in enumerate(reversed(PRIORS))}

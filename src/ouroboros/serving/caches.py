@@ -16,6 +16,7 @@ from ouroboros.models.context import Context
 __all__ = ["CacheStore", "Caches", "bytes_of"]
 
 LOSS = 16  # rows of a kept cache that may be lost to a request that goes on otherwise; of more it gets a copy
+KEPT = 64  # caches of ended requests, at most
 GROWTH = 64  # rows that must be free beside a prompt's before its request is let in
 
 
@@ -132,6 +133,7 @@ class CacheStore:
                 if context is not None:
                     context.slot.rewind(context.slot.length)  # pending nodes are no text
             self._kept.append(caches)
+            del self._kept[:-KEPT]
             self.make_room(0)
 
     def lose(self, caches: Caches) -> None:

@@ -140,7 +140,7 @@ class Engine:
         decoder = self._decoder
         prepared = decoder.prepare(prompt, params, self._memory(memory))
         request = prepared.request
-        self._check_fits(request)
+        self._check_fits(request, 1 if prepared.guidance is None else 2)
         ticket = Ticket(prepared.transcript, len(request.prompt), self._cancel)
 
         def add() -> None:
@@ -173,9 +173,9 @@ class Engine:
         with self._lock:
             return self._memories.setdefault(name, Memory())
 
-    def _check_fits(self, request: Request) -> None:
+    def _check_fits(self, request: Request, contexts: int) -> None:
         limit, decoder = self._caches.limit, self._decoder
-        each = bytes_of(decoder.target, 1) + bytes_of(decoder.draft, 1)
+        each = contexts * (bytes_of(decoder.target, 1) + bytes_of(decoder.draft, 1))
         prompt, new = len(request.prompt), request.sampler.params.max_new_tokens
         tokens = min(prompt + new, decoder.target.info.max_positions)
         if limit is not None and tokens * each > limit:

@@ -10,7 +10,7 @@ from ouroboros.decoding.loop import Event, Step
 from ouroboros.decoding.request import Request
 from ouroboros.flow import Flow, Need, Prefill, Score
 from ouroboros.models.base import CausalModel
-from ouroboros.serving.caches import Caches
+from ouroboros.serving.caches import Caches, bytes_of
 
 __all__ = ["Job", "Sink"]
 
@@ -35,8 +35,8 @@ class Job:
         caches, flow, need: while it runs. read: tokens of a prefill that are in the cache, reading: seconds that they
             took. around: seconds of its own before the need. since: when its last event was.
         written: its new tokens. begun: whether its prompt was read once. load: what it shares its forwards with.
-        rows: that it has in the target's next forward, or had in the last one; draft_rows: that it has in the draft
-            model's next one. tokens, seconds: of its last steps, fading.
+        rows: that it has in the target's next forward, or had in the last one; 0 while it reads its prompt.
+        draft_rows: that it has in the draft model's next one. tokens, seconds: of its last steps, fading.
     """
 
     request: Request
@@ -81,6 +81,18 @@ class Job:
     @property
     def reads(self) -> bool:
         return isinstance(self.need, Prefill)
+
+    def unread(self, most: int) -> Prefill:
+        """The next part of what it reads, at most so many tokens."""
+        need = self.need
+        assert isinstance(need, Prefill)
+        return Prefill(need.model, need.slot, need.tokens[self.read : self.read + most])
+
+    def growth(self, most: int) -> int:
+        """Bytes that the rows it asks for may take in the next forward, which reads ``most`` tokens at most."""
+        if self.need is None:
+            return 0
+        return bytes_of(self.need.model, min(self.need.rows - self.read, most if self.reads else self.need.rows))
 
     def measure(self) -> None:
         """A forward has left rows in its caches."""

@@ -2,8 +2,8 @@
 
 A round (``step``): requests that were cancelled leave, waiting ones are let in, room is made for the rows to come, and
 one forward answers what the running requests need. Those that draft go first, one draft forward for all of them; when
-all have their trees, one forward of the target scores them together. Then prompts are read, for no longer than that
-forward took: running requests wait at most twice as long as without. Rows are a common good: each request is told what
+all have their trees, one forward of the target scores them together, and reads of prompts as much as doubles its time:
+running requests never wait more than twice as long as without. Rows are a common good: each request is told what
 the others have in the forward and what they yield (``Load``), so that it drafts what pays for all.
 
 Invariant: what a request writes depends on nothing here. Who calls ``step`` owns models, flows and caches.
@@ -12,7 +12,7 @@ Invariant: what a request writes depends on nothing here. Who calls ``step`` own
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from ouroboros.config import MethodOptions
@@ -20,15 +20,16 @@ from ouroboros.control.experience import Control
 from ouroboros.decoding.loop import Begun, Event, Step
 from ouroboros.decoding.request import Request, start
 from ouroboros.decoding.run import wait_for
-from ouroboros.flow import Answer, Need, Prefill, Score
-from ouroboros.models.base import CausalModel
-from ouroboros.serving.caches import Caches, CacheStore, bytes_of
+from ouroboros.flow import Answer, Need, Score
+from ouroboros.models.base import CausalModel, ScoreRequest
+from ouroboros.serving.caches import Caches, CacheStore
 from ouroboros.serving.job import Job, Sink
+from ouroboros.serving.pace import MOST, Pace
+from ouroboros.tree import TokenTree
 
 __all__ = ["Scheduler"]
 
 AGE = 10.0  # seconds of waiting that one level of priority is worth: nobody waits for ever
-MOST, LEAST = 512, 16  # tokens of a prompt that are read at once, where nobody waits for it and where others do
 JOINING = 0.1  # of the way to how many joined the last draft forward
 
 
@@ -57,7 +58,8 @@ class Scheduler:
         self.put_back = 0
         self._options, self._control, self._clock, self._max = options, control, clock, max_requests
         self._number = 0
-        self._pace: dict[int, float] = {}  # seconds that a token of a prompt took lately, by model
+        self._pace = Pace()
+        self._reading_rows = 0  # of prompts in the target's last forward
         self._joining: float | None = None  # others in a draft forward, lately
 
     @property
@@ -90,9 +92,7 @@ class Scheduler:
             self._score(drafting)
             return
         asking = [job for job in self.running if job.asks_target]
-        began = self._clock()
-        self._score(asking)
-        self._read(self._clock() - began if asking else None)
+        self._read(asking, self._score(asking))
 
     def give_up(self, error: Exception) -> None:
         """Ends all requests, and forgets all caches."""
@@ -111,7 +111,11 @@ class Scheduler:
             text = job.text
             if self.caches.coming(text, job.target) > 0:
                 continue  # another one is reading the same prompt: its rows are there soon
-            job.caches = self.caches.take(text, job.target, job.draft, whatever=not self.running)
+            try:
+                job.caches = self.caches.take(text, job.target, job.draft, whatever=not self.running)
+            except Exception as error:  # guidance reads its negative prompt here
+                self._end(job, error)
+                continue
             if job.caches is None:
                 break
             self.waiting.remove(job)
@@ -133,7 +137,7 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """For the rows to come: kept caches go first, then the youngest request waits and is read again later."""
-        while not self.caches.make_room(sum(_growth(job) for job in self.running)) and len(self.running) > 1:
+        while not self.caches.make_room(sum(job.growth(MOST) for job in self.running)) and len(self.running) > 1:
             self._put_back(max(self.running, key=lambda job: job.place))
 
     def _put_back(self, job: Job) -> None:
@@ -164,59 +168,89 @@ class Scheduler:
 
     # --- forwards ---
 
-    def _score(self, jobs: Iterable[Job]) -> None:
-        """One forward of each model that these requests ask."""
+    def _score(self, jobs: Sequence[Job]) -> float | None:
+        """One forward of each model that these requests ask, and with the target's what it may read of prompts.
+        Returns the seconds that are left for reading; None for as many as it takes, since nobody waits."""
         groups: dict[int, list[Job]] = {}
         for job in jobs:
             assert job.need is not None
             groups.setdefault(id(job.need.model), []).append(job)
-        for group in groups.values():
-            needs = [job.need for job in group if isinstance(job.need, Score)]
-            model = needs[0].model
-            rows = [need.rows for need in needs]
-            context = sum(need.slot.length * n for need, n in zip(needs, rows, strict=True)) // max(1, sum(rows))
-            began = self._clock()
-            try:
-                logits = model.score([need.request for need in needs])
-                wait_for(model)
-            except Exception as error:
-                self._fail(group, error)
-                continue
-            seconds = self._clock() - began
-            self._control.observe(model, sum(rows), context, seconds)
-            for job in group:
-                job.draft_rows = 0
-                job.measure()
-            for job, logits_RV in zip(group, logits, strict=True):
-                self._go_on(job, Answer(logits_RV, seconds, sum(rows), job.around))
+        return sum(self._forward(group, self._parts(group)) for group in groups.values()) if groups else None
 
-    def _read(self, allowed: float | None) -> None:
-        """Reads prompts, the first come first, for ``allowed`` seconds; None: one part of one prompt."""
-        for job in sorted((job for job in self.running if job.reads), key=lambda job: job.place):
-            need = job.need
-            assert isinstance(need, Prefill)
-            model, count = need.model, MOST
-            if allowed is not None:
-                pace = self._pace.get(id(model), 0.0)
-                count = min(MOST, max(LEAST, int(allowed / pace) if pace else LEAST))
-            part = need.tokens[job.read : job.read + count]
+    def _forward(self, group: Sequence[Job], parts: Sequence[tuple[Job, ScoreRequest]]) -> float:
+        """One forward that scores for a group and reads parts of others' prompts. Returns what it took for the group,
+        less what it took for the others."""
+        needs = [job.need for job in group if isinstance(job.need, Score)]
+        model, asked = needs[0].model, [*(need.request for need in needs), *(part for _, part in parts)]
+        sizes = [len(request.tree) - request.slot.pending + len(request.catch_up) for request in asked]
+        rows, read = sum(sizes), sum(sizes[len(group) :])
+        context = sum(request.slot.length * size for request, size in zip(asked, sizes, strict=True))
+        began = self._clock()
+        try:
+            logits = model.score(asked)
+            wait_for(model)
+        except Exception as error:
+            self._fail([*group, *(job for job, _ in parts)], error)
+            return 0.0
+        seconds = self._clock() - began
+        self._control.observe(model, rows, context // max(1, rows), seconds)
+        reading = self._pace.scored(model, seconds, read)
+        for job in group:
+            job.draft_rows = 0
+            job.measure()
+        if group[0].asks_target:
+            self._reading_rows = read
+        for (job, part), size in zip(parts, sizes[len(group) :], strict=True):
+            part.slot.commit([0])
+            self._has_read(job, size, reading * size / read)
+        for job, logits_RV in zip(group, logits, strict=False):
+            self._go_on(job, Answer(logits_RV, seconds, rows, job.around))
+        return seconds - 2 * reading
+
+    def _parts(self, group: Sequence[Job]) -> list[tuple[Job, ScoreRequest]]:
+        """What is read of prompts in a forward of this group."""
+        model, parts = group[0].target, []
+        if group[0].asks_target and model.info.mixes:
+            budget = self._pace.budget(model)
+            for job in self._readers(model):
+                if budget > 0:
+                    part = job.unread(budget)
+                    parts.append((job, ScoreRequest(part.slot, TokenTree(part.tokens[-1]), (), part.tokens[:-1])))
+                    budget -= part.rows
+        return parts
+
+    def _read(self, asked: Sequence[Job], left: float | None) -> None:
+        """Reads prompts in forwards of their own, for so many seconds; None: as much as one forward takes."""
+        with_next = {id(job.target) for job in asked if job.target.info.mixes}  # those come with the next scoring
+        for job in self._readers():
+            part = job.unread(MOST)
+            if id(part.model) in with_next or (left is not None and left <= 0):
+                continue
+            if left is not None:
+                part = job.unread(self._pace.budget(part.model, left))
             began = self._clock()
             try:
-                model.prefill(need.slot, part)
-                wait_for(model)
+                part.model.prefill(part.slot, part.tokens)
+                wait_for(part.model)
             except Exception as error:
                 self._fail([job], error)
                 continue
             seconds = self._clock() - began
-            self._control.observe(model, len(part), need.slot.length, seconds)
-            if len(part) >= LEAST:
-                self._pace[id(model)] = seconds / len(part)
-            job.read, job.reading = job.read + len(part), job.reading + seconds
-            if job.read == len(need.tokens):
-                self._go_on(job, Answer(seconds=job.reading, rows=job.read, around=job.around))
-            allowed = (allowed or 0.0) - seconds
-            if allowed <= 0:
-                return
+            self._control.observe(part.model, part.rows, part.slot.length, seconds)
+            self._pace.read(part.model, seconds, part.rows)
+            self._has_read(job, part.rows, seconds)
+            left = (left or 0.0) - seconds
+
+    def _readers(self, model: CausalModel | None = None) -> list[Job]:
+        """Those that read a prompt (with this model), the first come first."""
+        found = [job for job in self.running if job.reads and (model is None or job.unread(1).model is model)]
+        return sorted(found, key=lambda job: job.place)
+
+    def _has_read(self, job: Job, tokens: int, seconds: float) -> None:
+        job.read, job.reading = job.read + tokens, job.reading + seconds
+        job.measure()
+        if not job.unread(1).tokens:
+            self._go_on(job, Answer(seconds=job.reading, rows=job.read, around=job.around))
 
     def _fail(self, jobs: Iterable[Job], error: Exception) -> None:
         """The model failed: so do all who were in the forward, for it may have left half a row in each cache."""
@@ -259,7 +293,8 @@ class Scheduler:
     def _tell(self, job: Job) -> None:
         others = [other for other in self.running if other is not job]
         load = job.load
-        load.rows = sum(other.rows for other in others)
+        load.requests = len(others)
+        load.rows = self._reading_rows + sum(max(1, other.rows) for other in others)  # readers will soon have one
         load.rate = sum(other.rate for other in others)
         load.draft_rows = sum(other.draft_rows for other in others)
         load.joining = min(len(others), len(others) if self._joining is None else self._joining)
@@ -267,12 +302,3 @@ class Scheduler:
     def _note_joining(self, drafting: int) -> None:
         before = drafting - 1 if self._joining is None else self._joining
         self._joining = before + JOINING * (drafting - 1 - before)
-
-
-def _growth(job: Job) -> int:
-    """Bytes that the rows it asks for may take."""
-    need = job.need
-    if need is None:
-        return 0
-    rows = need.rows if isinstance(need, Score) else min(len(need.tokens) - job.read, MOST)
-    return bytes_of(need.model, rows)
