@@ -19,8 +19,9 @@ from tests.servers import client_of, serving
 
 PROMPT = "def add(a, b):\n"
 MESSAGES: Any = [{"role": "user", "content": "Write a function that adds two numbers."}]
-CHAT = "User: Write a function that adds two numbers.\nAssistant:"
+CHAT = MESSAGES[0]["content"] + "\n"  # by the embedded pair's template
 MODEL = "ouroboros"
+GO_ON = {"ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,10 @@ def test_the_text_among_others_is_the_text_alone(decoder: ouroboros.Decoder, cli
 
 
 def test_chats(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
-    truth = plain(decoder, CHAT, 30, stop="\nUser:")
-    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_completion_tokens=30, temperature=0)
+    truth = plain(decoder, CHAT, 30, ignore_eos=True)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_completion_tokens=30, temperature=0, extra_body=GO_ON
+    )
     assert answer.choices[0].message.content == truth
     assert answer.choices[0].message.role == "assistant"
     assert answer.usage is not None
@@ -114,7 +117,7 @@ def test_chats(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"return_sources": True},
+        extra_body={"return_sources": True, **GO_ON},
     )
     chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -163,9 +166,11 @@ def test_samples_and_lists_of_prompts(decoder: ouroboros.Decoder, client: openai
 
 
 def test_logprobs_are_the_target_s(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
-    truth = decoder.generate(CHAT, max_new_tokens=12, logprobs=2).logprobs
+    calm = {"logit_bias": {"0": -100}}  # it does not end
+    sampled: Any = {"max_new_tokens": 12, "logit_bias": {0: -100}}
+    truth = decoder.generate(CHAT, logprobs=2, **sampled).logprobs
     assert truth is not None
-    settings: Any = {"max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    settings: Any = {"max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2, **calm}
     whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, **settings).choices[0].logprobs
     assert whole is not None
     assert whole.content is not None
@@ -177,8 +182,8 @@ def test_logprobs_are_the_target_s(decoder: ouroboros.Decoder, client: openai.Op
         streamed += (logprobs.content or []) if logprobs else []
     assert [one.model_dump() for one in streamed] == [one.model_dump() for one in whole.content]
     joined = b"".join(bytes(one.bytes or []) for one in whole.content).decode()
-    assert joined == decoder.generate(CHAT, max_new_tokens=12).text
-    columns = client.completions.create(model=MODEL, prompt=CHAT, max_tokens=12, temperature=0, logprobs=1)
+    assert joined == decoder.generate(CHAT, **sampled).text
+    columns = client.completions.create(model=MODEL, prompt=CHAT, max_tokens=12, temperature=0, logprobs=1, **calm)  # type: ignore[arg-type]
     flat = columns.choices[0].logprobs
     assert flat is not None
     assert flat.token_logprobs == pytest.approx([one.logprob for one in truth], abs=1e-4)
@@ -187,7 +192,7 @@ def test_logprobs_are_the_target_s(decoder: ouroboros.Decoder, client: openai.Op
 
 def test_stop_and_reasons(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
     text = plain(decoder, PROMPT, 40)
-    stop = text[10:13]
+    stop = text[4:7]
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=40, temperature=0, stop=[stop, "zzzz"])
     assert answer.choices[0].text == text[: text.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
@@ -255,12 +260,12 @@ def test_tools_that_must_be_called(client: openai.OpenAI, choice: Any) -> None:
 
 
 def test_prediction_is_counted(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
-    truth = plain(decoder, CHAT, 60, stop="\nUser:")
+    truth = plain(decoder, CHAT, 60, ignore_eos=True)
     settings: Any = {"messages": MESSAGES, "max_tokens": 60, "temperature": 0}
     for text, right in ((truth, True), ("entirely other words, again and again and again", False)):
         prediction: Any = {"type": "content", "content": text}
         answer = client.chat.completions.create(
-            model=MODEL, prediction=prediction, extra_body={"memory": False}, **settings
+            model=MODEL, prediction=prediction, extra_body={"memory": False, **GO_ON}, **settings
         )
         assert answer.choices[0].message.content == truth
         assert answer.usage is not None
@@ -275,8 +280,9 @@ def test_prediction_is_counted(decoder: ouroboros.Decoder, client: openai.OpenAI
 
 def test_responses(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
     settings: Any = {"model": MODEL, "input": MESSAGES[0]["content"], "max_output_tokens": 20, "temperature": 0}
+    settings["extra_body"] = GO_ON
     answer = client.responses.create(**settings)
-    assert answer.output_text == plain(decoder, CHAT, 20)
+    assert answer.output_text == plain(decoder, CHAT, 20, ignore_eos=True)
     assert answer.status == "incomplete"
     assert answer.usage is not None
     assert answer.usage.output_tokens == 20
@@ -410,7 +416,7 @@ def until(test: Any, seconds: float = 10.0) -> None:
 
 
 def test_metrics(server: Server, client: openai.OpenAI) -> None:
-    client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=9, temperature=0)
+    client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=9, temperature=0, extra_body=GO_ON)
     text = httpx.get(server.address + "/metrics").text
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert values["ouroboros:num_requests_running"] == 0

@@ -16,7 +16,7 @@ from ouroboros.server.output import Delta, Output, merged, usage_of
 from ouroboros.server.schema import ChatRequest, CompletionRequest, JsonSchema, NamedTool, ResponseFormat, Tool
 from ouroboros.server.service import Run, Service
 from ouroboros.server.stream import DONE, event
-from ouroboros.server.tools import Arguments, Begin, CallParser, Content, grammar_of
+from ouroboros.server.tools import Arguments, Begin, CallParser, Content, bounded, grammar_of
 
 __all__ = ["Answer", "Asked", "ask_chat", "ask_completion", "choose_tools", "format_grammar"]
 
@@ -131,12 +131,12 @@ def format_grammar(form: ResponseFormat | None, service: Service) -> dict[str, A
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return {"json_schema": {"type": "object"}}
+        return {"json_schema": bounded({"type": "object"})}
     schema = (form.json_schema or JsonSchema()).schema_
     if schema is None:
         raise APIError(400, "response_format of type json_schema needs a json_schema with a schema", "response_format")
     check_size("response_format", json.dumps(schema), service.settings)
-    return {"json_schema": schema}
+    return {"json_schema": bounded(schema)}
 
 
 class Answer:

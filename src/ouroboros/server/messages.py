@@ -18,7 +18,7 @@ from ouroboros.text import Tokenizer
 __all__ = ["TRANSCRIPT_STOPS", "plain_messages", "prompt_of", "text_of"]
 
 TRANSCRIPT_STOPS = ("\nUser:",)
-_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 _KEPT = ("name", "tool_call_id", "reasoning_content")  # of a message, beside role, content and calls
 
 
@@ -82,6 +82,8 @@ def prompt_of(
         if "developer" not in str(words.hf.chat_template):
             for one in plain:
                 one["role"] = "system" if one["role"] == "developer" else one["role"]
+        if "tools" not in str(words.hf.chat_template):
+            plain, tools = _told(plain, tools), ()
         ends = plain[-1]["role"] == "assistant" and not plain[-1].get("tool_calls")
         return Chat(plain, tools, arguments, continue_final_message=ends)
     if arguments:
@@ -90,18 +92,27 @@ def prompt_of(
 
 
 def _transcript(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
-    lines = []
+    told = _told(messages, tools)
+    lines = [f"{_NAMES.get(message['role'], 'System')}: {message['content']}" for message in told]
+    if messages[-1]["role"] != "assistant":
+        lines.append("Assistant:")
+    return "\n".join(lines)
+
+
+def _told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For a template that knows nothing of tools: functions as a first message of the system, calls as text."""
+    found: list[dict[str, Any]] = []
     if tools:
         functions = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-        lines.append(f"System: Functions that can be called:\n{functions}\nA call is written as\n{_CALL}")
+        told = f"Functions that can be called:\n{functions}\nA call is written as\n{_CALL}"
+        found.append({"role": "system", "content": told})
     for message in messages:
         said = [message["content"]] if message["content"] else []
         for call in message.get("tool_calls", ()):
             said.append(f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>")
-        lines.append(f"{_NAMES.get(message['role'], 'System')}: " + "\n".join(said))
-    if messages[-1]["role"] != "assistant":
-        lines.append("Assistant:")
-    return "\n".join(lines)
+        role = "user" if message["role"] == "tool" else message["role"]
+        found.append({"role": role, "content": "\n".join(said)})
+    return found
 
 
 _CALL = '<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>'

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ouroboros.server.calls import ObjectReader
@@ -289,6 +289,11 @@ def _joined(events: list[Event]) -> list[Event]:
     return found
 
 
+def bounded(schema: Mapping[str, object]) -> dict[str, object]:
+    """The same schema, with a bound of the white space between tokens: a model may like it too well."""
+    return {"x-guidance": {"whitespace_pattern": r"\n?[ ]{0,24}"}, **schema}
+
+
 def call_schema(name: str, parameters: object) -> dict[str, object]:
     """The JSON schema of a call of this function."""
     return {
@@ -307,6 +312,7 @@ def grammar_of(functions: list[tuple[str, object]], marked: bool) -> dict[str, o
     """
     schemas = [call_schema(name, parameters) for name, parameters in functions]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    schema = bounded(schema)
     if not marked:
         return {"json_schema": schema}
     return {"lark": f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: %json {json.dumps(schema)}'}
