@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -75,11 +78,12 @@ def serve(
 
     options = method_settings(assignments, draft_tokens)
     options_from_strings(method, options)  # to be refused before anything is read
-    try:
-        from ouroboros.server.settings import Settings
-        from ouroboros.server.tools import FORMATS
-    except ImportError as error:
-        raise InputError(f"serve needs {error.name}: pip install 'ouroboros-decoding[server]'") from None
+    for name in ("fastapi", "prometheus_client", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"serve needs {name}: pip install 'ouroboros-decoding[server]'")
+    from ouroboros.server.settings import Settings
+    from ouroboros.server.tools import FORMATS
+
     if tool_format is not None and tool_format not in FORMATS:
         raise InputError(f"--tool-format must be one of {', '.join(FORMATS)}, not {tool_format!r}")
     if kv_memory is not None and not 0 < kv_memory < 1 << 20:
@@ -108,11 +112,9 @@ def serve(
 
 
 def _run(decoder: Decoder, settings: Settings, screen: Screen, tools: Tools) -> None:
-    try:
-        from ouroboros.server.running import Server
-        from ouroboros.server.service import Service
-    except ImportError as error:
-        raise InputError(f"serve needs {error.name}: pip install 'ouroboros-decoding[server]'") from None
+    from ouroboros.server.running import Server
+    from ouroboros.server.service import Service
+
     if decoder.tokenizer is None or not decoder.tokenizer.has_chat_template:
         screen.note("no chat template: chats are read as a transcript, User: … and Assistant: …")
     if not settings.api_keys and not settings.local:
@@ -122,12 +124,13 @@ def _run(decoder: Decoder, settings: Settings, screen: Screen, tools: Tools) -> 
     service = Service(decoder, settings)
     try:
         server = Server(service, lambda address: screen.text(f"Ouroboros serves {settings.model_name} at {address}\n"))
-        server.run()
+        with contextlib.suppress(SystemExit):  # uvicorn's, where it cannot listen
+            server.run()
     finally:
         service.close()
     if not server.was_started:
         raise InputError(f"cannot listen on {settings.host} port {settings.port}: it is in use, or not allowed")
-    if server.signal == 2:
+    if server.signal == signal.SIGINT:
         raise KeyboardInterrupt
 
 

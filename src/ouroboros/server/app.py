@@ -28,6 +28,7 @@ from ouroboros.server.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ErrorBody,
     ResponsesRequest,
     Sampling,
     TokenizeRequest,
@@ -38,6 +39,8 @@ from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAn
 __all__ = ["create_app"]
 
 WEB = Path(__file__).parent / "web"
+REFUSALS = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
+STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 PAGE = {"content-security-policy": f"{POLICY}; frame-ancestors 'none'", "referrer-policy": "no-referrer"}
 
@@ -52,7 +55,14 @@ def create_app(service: Service) -> ASGIApp:
         saving.cancel()
         await service.finish()
 
-    app = FastAPI(title="Ouroboros", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Ouroboros",
+        version=__version__,
+        docs_url=None,  # their pages load code from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={status: {"model": ErrorBody} for status in REFUSALS},
+    )
     _handle_errors(app)
     _answer(app, service)
     _tokens(app, service)
@@ -134,15 +144,15 @@ def _answer(app: FastAPI, service: Service) -> None:
         if service.settings.log_prompts and service.words is not None:
             http.scope["ouroboros.log"]["prompts"] = [service.words.decode(ids) for ids in prompts]
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMS)
     async def chat(http: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
         return await respond(http, asked, ask_chat, Answer)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMS)
     async def completions(http: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
         return await respond(http, asked, ask_completion, Answer)
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", responses=STREAMS)
     async def responses(http: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
         return await respond(http, asked, ask_response, Answered)
 

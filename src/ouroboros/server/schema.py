@@ -14,6 +14,7 @@ __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "DetokenizeRequest",
+    "ErrorBody",
     "Message",
     "ResponsesRequest",
     "Sampling",
@@ -241,6 +242,19 @@ class ResponsesRequest(Sampling):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     stream_options: StreamOptions | None = None
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """What every refusal says."""
+
+    error: ErrorDetail
 
 
 class TokenizeRequest(Strict):
