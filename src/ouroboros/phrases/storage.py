@@ -132,7 +132,7 @@ def fingerprint_of(path: str | os.PathLike[str]) -> str:
         raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: it is none, or damaged") from error
     if metadata.get("format") != FORMAT or "fingerprint" not in metadata:
         raise PoolFileError(f"{str(path)!r} is no phrase pool")
-    return metadata["fingerprint"]
+    return str(metadata["fingerprint"])
 
 
 def _read(path: Path, fingerprint: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, int]]:

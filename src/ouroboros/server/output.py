@@ -66,14 +66,12 @@ class Output:
         if self._logprobs:
             pairs = zip(chunk.token_ids, chunk.logprobs, strict=True)
             delta.logprobs = [_entry(token, one, self._words) for token, one in pairs if token not in self._ends]
-        pieces = zip(chunk.pieces, [*chunk.token_ids, None], strict=False)
-        delta.sources = [{"text": text, "source": source} for (text, source), _ in pieces]
+        delta.sources = [{"text": text, "source": source} for text, source in chunk.pieces]
         return self._note(delta)
 
     def end(self, result: GenerationResult) -> Delta:
         """The text is over."""
-        events = [] if self._parser is None else self._parser.finish()
-        delta = self._note(Delta(list(events)))
+        delta = self._note(Delta() if self._parser is None else Delta(self._parser.finish()))
         self.result = result
         stopped = result.finish_reason == "stop"
         self.finish = ("tool_calls" if self.calls else "stop") if stopped else "length"

@@ -59,10 +59,12 @@ async def ask_response(request: ResponsesRequest, service: Service) -> Asked:
     if not 0 < len(messages) <= service.settings.max_messages:
         told = f"input has {len(messages)} messages; allowed are 1 to {service.settings.max_messages}"
         raise APIError(400, told, "input")
-    chosen = request.tool_choice
-    if isinstance(chosen, ResponsesNamed):
-        chosen = NamedTool(type="function", function=NamedFunction(name=chosen.name))  # type: ignore[assignment]
-    tools, grammar = choose_tools([_tool(tool) for tool in request.tools or []], chosen, service)  # type: ignore[arg-type]
+    chosen: str | NamedTool | None
+    if isinstance(request.tool_choice, ResponsesNamed):
+        chosen = NamedTool(type="function", function=NamedFunction(name=request.tool_choice.name))
+    else:
+        chosen = request.tool_choice
+    tools, grammar = choose_tools([_tool(tool) for tool in request.tools or []], chosen, service)
     form = _format(request)
     if grammar is None:
         grammar = format_grammar(form, service)

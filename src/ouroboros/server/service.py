@@ -106,7 +106,8 @@ class Service:
     def ends(self) -> frozenset[int]:
         """Tokens that end a text and are no part of it."""
         own = self.words.eos_token_id if self.words is not None else None
-        return frozenset(self.decoder.target.info.eos_token_ids) | ({own} - {None})  # type: ignore[operator]
+        found = frozenset(self.decoder.target.info.eos_token_ids)
+        return found if own is None else found | {own}
 
     def check_model(self, name: str | None) -> None:
         """
