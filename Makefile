@@ -4,7 +4,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: demo serve test bench bench-full bench-again check lint types imports build clean help
+.PHONY: demo serve test bench bench-full bench-again sanitize check lint types imports build wheel clean help
 
 demo: $(READY)  ## show plain and speculative decoding side by side, with the embedded models
 	@$(BIN)/ouroboros demo
@@ -12,7 +12,7 @@ demo: $(READY)  ## show plain and speculative decoding side by side, with the em
 serve: $(READY)  ## serve OpenAI's API with the embedded models on http://127.0.0.1:8000
 	@$(BIN)/ouroboros serve
 
-test: $(READY)  ## run the tests: on a CPU, offline, without those marked slow or gpu
+test: $(READY)  ## run the tests: on a CPU, offline, without those marked slow, gpu or real
 	$(BIN)/pytest -n 2
 
 # Results, tables and plots go into $(RESULTS), and are gone on with when the same is asked for again.
@@ -45,6 +45,15 @@ bench-again: $(READY)  ## after bench: whether two runs with a frozen T(n) are t
 	$(AGAIN) --out $(RESULTS)/$@-2.jsonl
 	$(BIN)/ouroboros bench compare $(RESULTS)/$@-1.jsonl $(RESULTS)/$@-2.jsonl
 
+# The kernels are compiled anew, with checks of every access, and loaded into a Python that has the checks' library.
+SANITIZERS = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+SANITIZED = tests/test_kernels.py tests/test_kernel_arguments.py tests/test_native_decoder.py tests/test_sampling.py
+
+sanitize: $(READY)  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@CXX=$(CURDIR)/.ci/sanitizing-cxx $(BIN)/python -c 'from ouroboros.kernels.library import library; l = library(); assert not isinstance(l, str), l' 2>/dev/null || true
+	CXX=$(CURDIR)/.ci/sanitizing-cxx $(SANITIZERS) $(BIN)/pytest -q -p no:cacheprovider --timeout 600 $(SANITIZED)
+
 check: lint types imports  ## lint, types and imports: what CI asks of the code
 
 lint: $(READY)  ## style and format
@@ -60,6 +69,9 @@ imports: $(READY)  ## imports point downward only
 build: $(READY)  ## wheel and source archive, in dist/
 	@rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+wheel: $(READY)  ## the wheel for this platform, with the kernels compiled ahead, in dist/; needs a C++ compiler
+	OUROBOROS_BUILD_KERNELS=1 $(BIN)/python -m build --no-isolation --wheel
 
 clean:  ## remove the environment, builds and caches
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

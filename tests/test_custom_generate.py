@@ -187,6 +187,8 @@ def test_streamers_end(target: Any, draft: Any, words: Any) -> None:
         if route == "folder":
             own = {"streamer": streamer, "custom_generate": str(REPOSITORY), "trust_remote_code": True}
         settings = {**inputs, "max_new_tokens": 20, "do_sample": False, "draft_model": draft, **own}
+        if route == "folder":
+            settings["assistant_model"] = settings.pop("draft_model")
         thread = threading.Thread(target=target.generate, kwargs=settings)
         thread.start()
         assert "".join(streamer) == text

@@ -48,6 +48,9 @@ from tests.test_native_decoder import (
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Windows of 16, where the common life of a model is 20 to 40 tokens long and the long one 1,100.
 QWEN_WINDOW: Mapping[str, Any] = {"use_sliding_window": True, "sliding_window": 16}
+# Caps that are felt, where scores and logits of random models are a few units wide.
+GEMMA: Mapping[str, Any] = {"sliding_window": 16, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0}
+GEMMA3: Mapping[str, Any] = {"sliding_window": 16, "final_logit_softcapping": 4.0, "sliding_window_pattern": 2}
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "Llama 2": {"model_type": "llama", "num_key_value_heads": 4, "rms_norm_eps": 1e-5},
     "DeepSeek-coder": {
@@ -84,6 +87,27 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "residual_multiplier": 0.7,
         "logits_scaling": 6.0,
         "tie_word_embeddings": True,
+    },
+    "gemma2, window": {"model_type": "gemma2", "head_dim": 12, "query_pre_attn_scalar": 5, **GEMMA},
+    "gemma2, no caps": {
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "attention_bias": True,
+        **GEMMA,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": False,
+    },
+    "gemma3, window": {"model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 20, **GEMMA3},
+    "gemma3, linear rope": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "layer_types": [FULL, SLIDING],
+        **GEMMA3,
+        "rope_parameters": {
+            FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 70.0},
+        },
     },
 }
 WINDOWED = tuple(name for name in MODELS if "window" in name or "layer types" in name)
@@ -147,7 +171,8 @@ def test_long_text(load: Callable[[str], Both], name: str) -> None:
     pair.check(score(pair.native, slot, tree, rows=[deepest]), written[:1001], tree, [deepest])
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3, window", "phi3, window", "smollm3", "granite", "seed_oss"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3, window", "phi3, window", "smollm3", "granite", "seed_oss",
+                                  "gemma2, window", "gemma3, linear rope"])  # fmt: skip
 def test_loaded_module(name: str) -> None:
     module = random_model(name)
     life_cycle(Both(load_module(module, "auto", "auto"), module))
@@ -159,7 +184,7 @@ def test_parameters_are_counted_once(load: Callable[[str], Both], name: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["mistral, window", "qwen2", "qwen3", "granite"])
+@pytest.mark.parametrize("name", ["mistral, window", "qwen2", "qwen3", "granite", "gemma2, window", "gemma3, window"])
 def test_rounding(load: Callable[[str], Both], tmp_path: Path, name: str, dtype: str) -> None:
     """The mean error in a narrow type is no larger than what transformers makes of the same type."""
     kind = getattr(torch, dtype)
@@ -189,8 +214,20 @@ def test_windows_are_felt(load: Callable[[str], Both]) -> None:
         assert not torch.equal(answers[0], unchanged)
         assert not torch.equal(answers[1], unchanged)
         close(answers[2], unchanged, 1e-6)
-    for name in ("mistral, layer types", "qwen2, window", "qwen2, layer types", "smollm3, window"):
+    for name in ("mistral, layer types", "qwen2, window", "qwen2, layer types", "smollm3, window", "gemma2, window",
+                 "gemma3, window", "gemma3, linear rope"):  # fmt: skip
         assert len(load(name).native.config.windows) == 1
+
+
+@pytest.mark.parametrize("changes", [{"attn_logit_softcapping": None}, {"final_logit_softcapping": None}])
+def test_caps_are_felt(changes: Mapping[str, Any]) -> None:
+    module = random_model("gemma2, window")
+    capped, slot = load_module(module, "auto", "auto"), chain(text(40))
+    module.config.update(dict(changes))
+    free = load_module(module, "auto", "auto")
+    assert capped.config != free.config
+    one, other = (score(model, model.open(), slot) for model in (capped, free))
+    assert (one - other).abs().max() > 0.05 * one.abs().max()
 
 
 @pytest.mark.parametrize("name", WINDOWED)
@@ -311,6 +348,32 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "layer_types": [FULL] * 6,
         "rope_theta": 5000000.0,
         "use_sliding_window": False,
+    },
+    "Gemma 2": {
+        "model_type": "gemma2",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 224,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "cache_implementation": "hybrid",
+    },
+    "Gemma 3, 4.5x": {
+        "model_type": "gemma3_text",
+        "rope_theta": 1000000,
+        "rope_local_base_freq": 12000,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 512,
+        "sliding_window_pattern": 4,
+        "final_logit_softcapping": None,
+    },
+    "Gemma 3": {
+        "model_type": "gemma3_text",
+        "layer_types": [SLIDING] * 5 + [FULL],
+        "_sliding_window_pattern": 6,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "use_bidirectional_attention": False,
     },
     "nulls": {"model_type": "qwen2", "num_key_value_heads": None, "head_dim": None, "rope_scaling": None},
     "window from a layer on": {"model_type": "qwen3", "max_window_layers": 4, **QWEN_WINDOW},

@@ -113,6 +113,21 @@ def test_a_stream_is_the_result_in_pieces(decoder: Decoder) -> None:
     assert any(len(chunk.token_ids) > 1 for chunk in chunks)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 8])
+def test_a_closed_stream_has_the_text_of_its_tokens(decoder: Decoder, steps: int) -> None:
+    """Also of those whose characters the stop matcher had held back."""
+    assert decoder.tokenizer is not None
+    text = decoder.generate(PROMPT, max_new_tokens=60, ignore_eos=True).text or ""
+    stream = decoder.stream(PROMPT, max_new_tokens=60, ignore_eos=True, stop=[text[2:] + "and more"])
+    seen = "".join(chunk.text for chunk, _ in zip(stream, range(steps), strict=False))
+    stream.close()
+    assert stream.result.text == decoder.tokenizer.decode(stream.result.token_ids)
+    assert steps < 3 or len(seen) < len(stream.result.text)
+    assert stream.result.finish_reason == "cancelled"
+    stream.close()
+    assert stream.result.text == decoder.tokenizer.decode(stream.result.token_ids)
+
+
 def test_closing_a_stream_cancels_it(decoder: Decoder) -> None:
     stream = decoder.stream(PROMPT, max_new_tokens=1000, ignore_eos=True)
     first = next(stream)
@@ -327,3 +342,17 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     for prompt, settings in wrong:
         with pytest.raises(InputError, match="tokenizer"):
             decoder.generate(prompt, **settings)
+
+
+def test_a_pool_object_of_another_vocabulary_is_refused(tiny: Pair) -> None:
+    pool = ouroboros.PhrasePool()
+    pool.insert([1, 2], [39, 40], Origin.PROMPT)
+    with pytest.raises(InputError, match="the PhrasePool holds the token id 40; allowed are 0 to 39"):
+        ouroboros.load(tiny.target, method="lookahead", pool=pool)
+    pool = ouroboros.PhrasePool()
+    first = ouroboros.load(tiny.target, method="lookahead", pool=pool)
+    first.generate([3, 1, 4], max_new_tokens=8)
+    assert len(pool) > 0
+    assert ouroboros.load(tiny.target, method="lookahead", pool=pool).pool is pool
+    with pytest.raises(InputError, match="the PhrasePool belongs to another vocabulary"):
+        ouroboros.load(EMBEDDED / "target", method="lookahead", pool=pool)

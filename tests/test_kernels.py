@@ -75,6 +75,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         "residual_multiplier": 0.6,
         "logits_scaling": 7.0,
     },
+    # caps that are felt
+    "gemma2": {
+        "model_type": "gemma2",
+        "query_pre_attn_scalar": 9,
+        "sliding_window": 5,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 4.0,
+    },
+    "gemma3": {"model_type": "gemma3_text", "sliding_window": 20, "sliding_window_pattern": 2, "head_dim": 256},
 }
 TYPES = ("float32", "bfloat16")
 
@@ -302,7 +311,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @needed
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", *QUANTISED])
-@pytest.mark.parametrize("variant", ["grouped", "one key head", "window", "mixed windows", "qwen3", "round sizes"])
+@pytest.mark.parametrize(
+    "variant", ["grouped", "one key head", "window", "mixed windows", "qwen3", "round sizes", "gemma2"]
+)
 def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads: int) -> None:
     """Every node, whatever the size of its tree and of the pieces before it: the bits of one token at a time."""
     dtype = torch.float32 if kind == "float32" else torch.bfloat16

@@ -32,6 +32,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "biases, tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "multipliers": {"model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
                     "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    "caps": {"model_type": "gemma2", "head_dim": 6, "sliding_window": 9, "attn_logit_softcapping": 2.0},
+    "two ropes": {"model_type": "gemma3_text", "head_dim": 6, "sliding_window": 9, "sliding_window_pattern": 2},
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -19,9 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ouroboros
-from ouroboros.errors import LoadError
+from ouroboros.bench.records import read_results
+from ouroboros.bench.sources import read_rows
+from ouroboros.control import machine
+from ouroboros.control.profile import CostProfile, load_profile, save_profile
+from ouroboros.control.tuned import load_tuned
+from ouroboros.errors import InputError, LoadError
+from ouroboros.models.base import ModelInfo
+from ouroboros.prompts import read_prompts
 from ouroboros.text import Tokenizer
 from ouroboros.training.modules import read_module
+from ouroboros.training.records import read_records
+from ouroboros.training.settings import WORK, stored_settings
 from tests.chat_words import EMBEDDED
 from tests.test_cli import environment, real_command
 
@@ -336,3 +346,45 @@ def test_a_grammar_beside_end_tokens_that_never_come(checkpoint: Path, ends: obj
     edit(checkpoint, "config.json", eos_token_id=ends)
     (checkpoint / "generation_config.json").unlink()
     assert load(checkpoint).generate("def f", max_new_tokens=4, grammar={"regex": "[0-9]{2}"}).text.isdigit()
+
+
+def test_nested_json_in_files_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line where somebody asked for the file; as if it were not there where it is kept for speed."""
+    file = tmp_path / "file.jsonl"
+    file.write_text('{"a": ' + "[" * 200_000)
+    asked: list[Callable[[], object]] = [
+        lambda: read_prompts(str(file)),
+        lambda: read_results(file),
+        lambda: read_rows(str(file), "test"),
+    ]
+    for read in asked:
+        with pytest.raises(InputError, match=r"file\.jsonl") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    records = tmp_path / "records.jsonl"
+    records.write_text(file.read_text() + "\n")
+    with pytest.raises(InputError, match="is no recorded generation"):
+        read_records(records)
+    assert load_tuned(file) is None
+    assert load_profile(file) is None
+    info = ModelInfo("native", 5, 9, frozenset(), 100, "float32", "cpu")
+    measured = machine.Speeds(1e9, 1e9, 1.0, 1e-5)
+    monkeypatch.setattr(machine, "_measure", lambda info: measured)
+    spoilt = '{"format": 1, "bytes": Infinity, "products": 1e9, "exponent": 1.0, "layer": 1e-5}'
+    for text in (file.read_text(), spoilt, "null"):
+        machine._path(info, tmp_path).write_text(text)
+        assert machine.speeds_of(info, tmp_path) == measured
+    (tmp_path / "out" / WORK).mkdir(parents=True)
+    (tmp_path / "out" / WORK / "settings.json").write_text(file.read_text())
+    with pytest.raises(InputError, match="holds no training to resume"):
+        stored_settings(str(tmp_path / "out"), {})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
+def test_a_saved_profile_whose_numbers_are_none_is_measured_again(tmp_path: Path, value: float) -> None:
+    profile = CostProfile("m", "here", (1, 8), (0,), ((0.1, 0.2),), ((0.0, 0.0),))
+    save_profile(profile, tmp_path / "sound.json")
+    assert load_profile(tmp_path / "sound.json") == profile
+    broken = dataclasses.replace(profile, seconds=((0.1, value),))
+    save_profile(broken, tmp_path / "broken.json")
+    assert load_profile(tmp_path / "broken.json") is None

@@ -19,7 +19,7 @@ from ouroboros.config import (
     SuffixDecodingOptions,
     TokenRecyclingOptions,
 )
-from ouroboros.errors import InputError, LoadError, OuroborosError, PoolFileError
+from ouroboros.errors import InputError, LoadError, ModelError, OuroborosError, PoolFileError
 
 if TYPE_CHECKING:
     from ouroboros.generate import Decoder, Session
@@ -43,6 +43,7 @@ __all__ = [
     "InputError",
     "LoadError",
     "LookaheadOptions",
+    "ModelError",
     "OuroborosError",
     "OuroborosOptions",
     "PhrasePool",

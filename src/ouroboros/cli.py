@@ -18,6 +18,7 @@ from ouroboros.commands.bench import bench
 from ouroboros.commands.chat import chat
 from ouroboros.commands.demo import demo
 from ouroboros.commands.distill import distill
+from ouroboros.commands.doctor import doctor
 from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Place, Tools
 from ouroboros.commands.pool import pool as pools
@@ -55,7 +56,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, chat, serve, audit, profile, tune, bench, distill, pools, demo):
+for _command in (generate, chat, serve, audit, profile, tune, bench, distill, doctor, pools, demo):
     cli.add_command(_command)
 
 
@@ -71,10 +72,6 @@ def _load(
     """The decoder; the tests put a fake in place of this function."""
     from ouroboros.pairing import load
 
-    if place.threads is not None:
-        import torch
-
-        torch.set_num_threads(place.threads)
     decoder = load(
         target,
         draft,
@@ -84,6 +81,7 @@ def _load(
         backend=place.backend,
         engine=place.engine,
         draft_dtype=place.draft_dtype,
+        threads=place.threads,
         revision=place.revision,
         pool=pool,
         pool_read_only=pool_read_only,

@@ -19,11 +19,13 @@ FORGOTTEN = 3600  # seconds after which nobody writes to a temporary file any mo
 
 def cache_directory() -> Path:
     """Where this user keeps what can be made again. Nothing is created here."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ouroboros"
+    name, below = ("LOCALAPPDATA", "AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", ".cache")
+    if base := os.environ.get(name):
+        return Path(base) / "ouroboros"
+    try:
+        return Path.home() / below / "ouroboros"
+    except RuntimeError:  # a user without a home, as in some containers: where nothing can be kept
+        return Path(os.devnull) / "ouroboros"
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:

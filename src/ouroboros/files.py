@@ -12,10 +12,11 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Any
 
 from ouroboros.errors import LoadError
 
-__all__ = ["check_directory", "read_json", "regular", "stale_files", "write_whole"]
+__all__ = ["check_directory", "parse_json", "read_json", "regular", "stale_files", "write_whole"]
 
 MOST_JSON = 64 << 20  # bytes; the index of a model with a hundred thousand tensors has a tenth of it
 READ = (".json", ".safetensors", ".model", ".jinja", ".txt")  # ends of the names that are read from a checkpoint
@@ -50,6 +51,17 @@ def check_directory(path: Path) -> None:
             regular(file)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> dict[str, object] | None:
     """The JSON object in a file; None where there is no file.
 
@@ -61,9 +73,7 @@ def read_json(path: Path) -> dict[str, object] | None:
     try:
         if path.stat().st_size > MOST_JSON:
             raise LoadError(f"{path.name} has {path.stat().st_size} bytes; allowed are {MOST_JSON}")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise LoadError(f"{path.name} is not readable JSON (nested too deeply)") from None
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LoadError(f"{path.name} is not readable JSON ({error})") from error
     if not isinstance(value, dict):

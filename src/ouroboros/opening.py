@@ -1,4 +1,4 @@
-"""From what a user names, a directory, a hub id or a loaded model, to a model on its place. Nothing of pairs here."""
+"""From what a user names (files, a hub id, a loaded model) to a model on its place. Nothing of pairs here."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 
 import torch
 
+from ouroboros.cores import Cores
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
+from ouroboros.models.packed import STORED
 from ouroboros.text import Tokenizer
 
-__all__ = ["BACKENDS", "Placement", "name_of", "open_draft", "open_model"]
+__all__ = ["BACKENDS", "Placement", "name_of", "open_draft", "open_model", "use_threads"]
 
 BACKENDS = ("auto", "native", "transformers")
+MOST_THREADS = 1024
+CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by whoever set one of these in the environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,24 @@ class Placement:
     def only_native(self) -> bool:
         """Whether nothing but the native decoder will do."""
         return self.backend == "native" or self.engine != "auto"
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets PyTorch's number of threads, which is the kernels' too. None: where it is still PyTorch's own choice, no
+    more than there are cores for this process (cores.py): PyTorch does not know of a container's limit.
+
+    Raises:
+        InputError: a number of threads that no machine has.
+    """
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads must be None or a whole number from 1 to {MOST_THREADS}, not {threads!r}")
+        torch.set_num_threads(threads)
+    elif not any(name in os.environ for name in CHOSEN):
+        cores = Cores.here()
+        unchosen = (cores.processors, cores.allowed, cores.physical)
+        if torch.get_num_threads() > cores.threads and torch.get_num_threads() in unchosen:
+            torch.set_num_threads(cores.threads)
 
 
 def name_of(model: object) -> str:
@@ -82,7 +104,7 @@ def open_model(
                 told = f"{name} of the loaded {name_of(source)} is {has}"
                 raise InputError(f"{told}; it must be auto or that, not {value!r}")
         return source, None
-    raise InputError(f"a model must be a directory, a hub id or a loaded model, not {name_of(source)}")
+    raise InputError(f"a model must be a directory, a GGUF file, a hub id or a loaded model, not {name_of(source)}")
 
 
 def open_draft(
@@ -92,9 +114,11 @@ def open_draft(
     place = replace(placement, device_map=None)
     if dtype != "auto":
         return open_model(source, replace(place, dtype=dtype), token=token)
-    if isinstance(source, str | os.PathLike) and target.dtype == "bfloat16" and target.engine == "kernels":
+    if isinstance(source, str | os.PathLike) and target.dtype in ("bfloat16", STORED) and target.engine == "kernels":
         with contextlib.suppress(UnsupportedArchitecture, LoadError):  # what is wrong with it is said below
-            return open_model(source, replace(place, dtype="w8a8"), token=token)
+            # A GGUF file's own blocks are fewer bytes than any other format of the same weights.
+            kind = "auto" if resolve(os.fspath(source), token=token).is_file() else "w8a8"
+            return open_model(source, replace(place, dtype=kind), token=token)
     return open_model(source, place, token=token)
 
 
@@ -103,8 +127,10 @@ def _from_directory(path: Path, placement: Placement) -> CausalModel:
         try:
             return load_directory(path, placement.dtype, pick_device(placement.device), placement.engine)
         except UnsupportedArchitecture:
-            if placement.only_native:
+            if placement.only_native or path.is_file():
                 raise
+    if path.is_file():
+        raise InputError(f"{str(path)!r} is a GGUF file: backend must be auto or native for it, and device_map None")
     from ouroboros.models.transformers import load_pretrained
 
     return load_pretrained(path, placement.dtype, pick_device(placement.device), placement.device_map)

@@ -16,7 +16,7 @@ from ouroboros.errors import InputError, LoadError
 from ouroboros.generate import Decoder, fingerprint
 from ouroboros.models.base import CausalModel
 from ouroboros.models.translated import TranslatedModel
-from ouroboros.opening import Placement, name_of, open_draft, open_model
+from ouroboros.opening import Placement, name_of, open_draft, open_model, use_threads
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
@@ -46,12 +46,14 @@ def load(
     device_map: Any = None,
     engine: str = "auto",
     draft_dtype: str | torch.dtype = "auto",
+    threads: int | None = None,
 ) -> Decoder:
     """Loads a target model and, where the method needs one, a draft model.
 
     Args:
-        target, draft: a directory in Hugging Face layout, a hub id, or a loaded model. No target: the embedded pair.
-        tokenizer: a transformers tokenizer or a directory; by default the target's own.
+        target, draft: a directory in Hugging Face layout, a GGUF file, a hub id (of a GGUF file ``owner/repo:Q4_K_M``
+            or ``owner/repo:FILE.gguf``), or a loaded model. No target: the embedded pair.
+        tokenizer: a transformers tokenizer, a directory or a GGUF file; by default the target's own.
         method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup``, ``suffix_decoding``,
             ``token_recycling`` or ``ouroboros``.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``; ``auto`` keeps the checkpoint's type, but computes
@@ -69,12 +71,15 @@ def load(
         engine: what computes in the native decoder: ``auto``, the fastest that is to be had, or one that must be had:
             ``kernels`` (C++, on CPUs with AVX2 or AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or
             ``plain``, or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which.
-        draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``w8a8`` beside a bfloat16 target in the C++ kernels,
-            where a draft forward costs the time to read its weights. What is drafted is verified whatever drafts it.
+        draft_dtype: the draft model's; ``auto`` is ``dtype``, but beside a bfloat16 target or a GGUF file in the C++
+            kernels what costs the time to read few bytes: a GGUF file's own blocks, else ``w8a8``. What is drafted is
+            verified whatever drafts it.
+        threads: of a forward on the CPU, for this process from now on. None: one for each physical core that the
+            process may use, a container's limit counted, unless PyTorch was told another number.
 
     Raises:
         InputError: unknown method, option, dtype, device, backend or engine; an engine that is not to be had; a draft
-            for a method that uses none.
+            for a method that uses none; a PhrasePool of another vocabulary.
         LoadError: a checkpoint that cannot be loaded exactly, or a pair whose tokenizers have too little in common.
         PoolFileError: the pool's file is no pool, damaged, of another vocabulary, or in use by another decoder.
     """
@@ -100,6 +105,7 @@ def load(
     if device_map is not None and not isinstance(target, str | os.PathLike):
         raise InputError(f"device_map is for a target that is read from files, not for a loaded {name_of(target)}")
     words = None if tokenizer is None else Tokenizer.wrap(tokenizer)
+    use_threads(threads)
     target_model, own = open_model(target, placement, revision, token, words is None)
     words = words or own
     draft_model = None
@@ -128,6 +134,7 @@ def _memory(
     if pool is False:
         return None
     if isinstance(pool, PhrasePool):
+        pool.check(vocab_size, bound)
         return Memory(pool)
     if not isinstance(pool, str | os.PathLike):
         return Memory()

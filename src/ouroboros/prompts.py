@@ -6,7 +6,6 @@ token ids, messages for the chat template, or the user's turns (as in Spec-Bench
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 from ouroboros.text import Tokenizer
 
 __all__ = [
@@ -217,7 +217,7 @@ def prompt_rows(name: str) -> list[tuple[Plain, Mapping[str, Any]]]:
 
 def _object(line: str) -> Mapping[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

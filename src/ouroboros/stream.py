@@ -105,11 +105,11 @@ class Transcript:
         return self._take(event)
 
     def end(self, cancelled: bool = False) -> Chunk | None:
-        """Nothing follows. Returns the text that was held back, if any; a cancelled request's is dropped. Does nothing
-        to a request that has ended."""
+        """Nothing follows. Returns the text that was held back, if any; its tokens are among what was written. Does
+        nothing to a request that has ended."""
         if self.result is not None:
             return None
-        rest = "" if cancelled else self._text.finish()  # may complete a stop string that ends in what was held back
+        rest = self._text.finish()  # may complete a stop string that ends in what was held back
         if rest:
             self._written.append(rest)
         stopped = self.stopped or (not cancelled and self._text.stopped)
@@ -136,9 +136,8 @@ class Transcript:
             pieces.append((piece, origin.label))
             if self.stopped:
                 break
-        token_ids, origins = step.tokens[: len(pieces)], step.origins[: len(pieces)]
-        drafted = step.draft_forwards, step.draft_seconds
-        self._recorder.step(step.tree, origins, step.seconds, *drafted, step.decision)
+        token_ids = step.tokens[: len(pieces)]
+        step.record(self._recorder, len(token_ids))
         text = "".join(piece for piece, _ in pieces)
         self._token_ids += token_ids
         found: list[TokenLogprobs] = []

@@ -7,11 +7,13 @@ Invariant: the tokens of a verdict are what plain decoding with the same seed wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ouroboros.errors import ModelError
 from ouroboros.sampling import Histories, Sampler
 from ouroboros.tree import Origin, TokenTree
 
@@ -62,25 +64,44 @@ def walk(tree: TokenTree, start: int, draw: Callable[[int], int | None], stop_id
 
 
 def verify(
-    tree: TokenTree, logits_NV: Tensor, sampler: Sampler, sequence: Sequence[int], stop_ids: Set[int] = frozenset()
+    tree: TokenTree,
+    logits_NV: Tensor,
+    sampler: Sampler,
+    sequence: Sequence[int],
+    stop_ids: Set[int] = frozenset(),
+    model: str = "the target model",
 ) -> Verdict:
     """Walks the tree with the target's draws.
 
     Args:
         tree: its root is the last token of ``sequence``. logits_NV: the target's logits behind each node.
-        sequence: all committed tokens. stop_ids: tokens that end the output where they are accepted.
+        sequence: all committed tokens. stop_ids: tokens that end the output where they are accepted. model: what an
+            error calls the target.
+
+    Raises:
+        ModelError: the walk met logits that are NaN, positive infinity, or negative infinity throughout.
     """
     positions = [len(sequence) + depth for depth in tree.depths]
     plain = not sampler.needs_history  # then all are drawn at once, with one transfer from the device
     predictions = sampler.draw(logits_NV, positions, []) if plain else sampler.argmax(logits_NV)
 
+    def check(nodes: Sequence[int]) -> None:
+        largest = logits_NV[list(nodes)].amax(-1).tolist()  # NaN, if one of them is
+        for node, value in zip(nodes, largest, strict=True):
+            if not math.isfinite(value):
+                what = "all -inf" if value == -math.inf else "NaN" if math.isnan(value) else "infinite"
+                raise ModelError(f"{model} gives no numbers for the token at position {positions[node]}: {what}")
+
     def draw(node: int) -> int:
         if not plain:
+            check([node])
             history = Histories(sequence, [tree.path_tokens(node)])
             predictions[node] = sampler.draw(logits_NV[node : node + 1], [positions[node]], history)[0]
         return predictions[node]
 
     found = walk(tree, 0, draw, stop_ids)
+    if plain:
+        check(found.path)
     tokens = [tree.tokens[node] for node in found.path[1:]]
     origins = [tree.origins[node] for node in found.path[1:]]
     if found.token is not None:

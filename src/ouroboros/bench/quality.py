@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ouroboros.bench.tasks import Item
+from ouroboros.files import parse_json
 
 __all__ = ["MEASURES", "Judgement", "cut", "judge"]
 
@@ -41,7 +42,7 @@ _LAUNCHER = """
 import json, os, sys
 out = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-mark, seconds, memory, program = json.loads(sys.stdin.buffer.read())
+mark, seconds, memory, program = parse_json(sys.stdin.buffer.read())
 try:
     import resource
 except ImportError:
@@ -121,7 +122,7 @@ def _run(program: str, seconds: float, memory: int) -> Judgement:
             finally:
                 _end(process)
     try:
-        answer = json.loads(output)
+        answer = parse_json(output)
     except ValueError:
         answer = None
     if isinstance(answer, list) and answer[0] == mark:

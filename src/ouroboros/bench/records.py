@@ -26,6 +26,7 @@ import torch
 from ouroboros._version import __version__
 from ouroboros.control.profile import CostProfile
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 
 __all__ = ["Case", "Results", "Run", "environment", "read_results"]
 
@@ -191,7 +192,7 @@ def read_results(path: Path) -> Results:
     size = 0
     for number, text in enumerate(lines, 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             kind = line.pop("kind")
             if results is None:
                 assert kind == "settings"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 
 __all__ = ["Row", "read_rows"]
 
@@ -53,9 +53,9 @@ def _read(path: Path) -> list[Row]:
         return _refuse(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     try:
         values = (
-            json.loads(text)
+            parse_json(text)
             if text.lstrip().startswith("[")
-            else [json.loads(s) for s in text.split("\n") if s.strip()]
+            else [parse_json(s) for s in text.split("\n") if s.strip()]
         )
     except ValueError:
         values = []

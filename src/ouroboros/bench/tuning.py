@@ -31,6 +31,7 @@ from ouroboros.config import METHODS, MethodOptions, SamplingParams
 from ouroboros.control.machine import machine
 from ouroboros.control.profile import CostProfile, describe
 from ouroboros.directories import cache_directory
+from ouroboros.files import parse_json
 from ouroboros.models.base import CausalModel, ScoreRequest
 from ouroboros.models.context import Context
 from ouroboros.models.recorded import RecordedModel, Recording
@@ -120,7 +121,7 @@ def tune(
             best = math.inf
             for values in left[method, temperature]:
                 key = method, temperature, values
-                before, options = logs.get(key, 0.0), METHODS[method](**json.loads(values))
+                before, options = logs.get(key, 0.0), METHODS[method](**parse_json(values))
                 limit = tokens * math.exp(best + slack - before)
                 seconds = replay(pair, recording, method, options, plain, params, profiles, limit)
                 logs[key] = before + math.log(seconds / tokens)
@@ -150,7 +151,7 @@ def _params(item: Item, settings: BenchSettings, temperature: float) -> Sampling
 
 def _named(trial: Trial) -> dict[str, Any]:
     method, temperature, values = trial
-    return {"method": method, "temperature": temperature, "options": json.loads(values)}
+    return {"method": method, "temperature": temperature, "options": parse_json(values)}
 
 
 def _best(ends: Mapping[Trial, float], method: str, temperature: float) -> Trial:
@@ -184,7 +185,7 @@ def _print(model: CausalModel, settings: BenchSettings, pair: BenchPair, plan: P
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         options_from_tuning(found)
     except (OSError, ValueError, KeyError, TypeError):
         return None

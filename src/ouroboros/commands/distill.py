@@ -29,7 +29,7 @@ def _option(name: str, text: str, field: str = "", **settings: Any) -> Callable[
 
 
 @click.command(short_help="Train a draft model for a target.")
-@click.option("--target", metavar="T", help="The model to draft for: a directory or hub id.")
+@click.option("--target", metavar="T", help="The model to draft for: a directory, GGUF file or hub id.")
 @_option("--prompts", "Prompts that the target answers, to learn from. Repeatable.", metavar="F", multiple=True)
 @_option("--text", "Plain text to learn from as well. Repeatable.", "texts", metavar="F", multiple=True)
 @click.option("--out", metavar="DIR", required=True, help="A new directory for the draft.")
@@ -106,7 +106,7 @@ def _settings(given: Mapping[str, Any], resume: bool) -> DistillSettings:
     if resume:
         return stored_settings(values["out"], values)
     if "target" not in values:
-        raise InputError("--target is missing: a directory or hub id of the model to draft for")
+        raise InputError("--target is missing: a directory, GGUF file or hub id of the model to draft for")
     return DistillSettings(**{"prompts": (), **values})
 
 

@@ -183,8 +183,10 @@ def _grammar(given: Mapping[str, str | None]) -> dict[str, str] | None:
 
 
 pair_options = _together(
-    click.option("--target", metavar="T", help="Target model: a directory or hub id.  [default: the embedded pair]"),
-    click.option("--draft", metavar="D", help="Draft model: a directory or hub id."),
+    click.option(
+        "--target", metavar="T", help="Target model: a directory, GGUF file or hub id.  [default: the embedded pair]"
+    ),
+    click.option("--draft", metavar="D", help="Draft model: a directory, GGUF file or hub id."),
 )
 
 _place = _together(
@@ -228,7 +230,7 @@ def to_json(values: Mapping[str, object]) -> str:
 
 def loading_status(screen: Screen, *models: str | None) -> contextlib.AbstractContextManager[Any]:
     """A spinner while models are loaded, but for downloads: these show their own progress, which it would spoil."""
-    local = all(name is None or Path(name).is_dir() for name in models)
+    local = all(name is None or Path(name).exists() for name in models)
     return screen.status("loading") if local else contextlib.nullcontext()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -22,14 +22,26 @@ from torch import Tensor
 from ouroboros.control.cost import Costs, Prior
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError, OuroborosError
+from ouroboros.files import parse_json
 from ouroboros.models.base import CausalModel, ModelInfo, ScoreRequest, Work
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.context import Context
 from ouroboros.models.llama import LlamaModel
+from ouroboros.models.packed import STORED
 from ouroboros.models.quantised import QUANTISED, Precision
+from ouroboros.models.stored import BLOCKS, StoredWeights
 from ouroboros.tree import Origin, TokenTree
 
-__all__ = ["Speeds", "forget_speeds", "machine", "prior_of", "speeds_of", "time_forward"]
+__all__ = [
+    "Speeds",
+    "forget_speeds",
+    "machine",
+    "prior_of",
+    "processor_name",
+    "sample_info",
+    "speeds_of",
+    "time_forward",
+]
 
 FORMAT = 1
 ROWS = (1, 2, 4, 8, 16)
@@ -37,6 +49,8 @@ SECONDS = 0.6  # for forwards of the sample; making it takes about as long
 # Weights of the sample: 50 million in one layer; and what eight layers of next to no weights cost.
 SAMPLE = DecoderConfig(256, 2048, 5632, 1, 16, 4, 128, 4096)
 THIN = DecoderConfig(256, 64, 128, 8, 4, 2, 16, 4096)
+THIN_STORED = DecoderConfig(256, 256, 256, 8, 4, 2, 64, 4096)  # the same in whole blocks
+KIND = "Q4_K"  # of the sample's blocks, for weights as a GGUF file holds them
 GUESS = (1e10, 4e10)  # bytes, multiplications a second, where no sample can be made
 ADAPTER = {"cpu": 9e-4, "cuda": 2.5e-4}  # seconds that transformers' own code takes around a layer
 
@@ -56,10 +70,11 @@ def machine(device: str) -> str:
     """The processor that computes, and how much of it."""
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """As Linux calls the processor; elsewhere what Python knows of it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -87,8 +102,8 @@ def speeds_of(info: ModelInfo, directory: Path | None = None) -> Speeds:
     """Of what computes this model: kept ones, else measured now."""
     path = _path(info, directory)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") == FORMAT and all(value > 0 for value in values.values()):
+        values = parse_json(path.read_text(encoding="utf-8"))
+        if values.pop("format") == FORMAT and all(0 < value < math.inf for value in values.values()):
             return Speeds(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # none, or none that this version understands
@@ -126,10 +141,36 @@ class _Random:
         return self._numbers.repeat(-(-count // len(self._numbers)))[:count].view(shape)
 
 
+class _Blocks(_Random):
+    """models.weights.StoredSource of one block again and again."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self._block = torch.randint(0, 256, (BLOCKS[KIND].bytes,), generator=torch.Generator().manual_seed(0))
+        self._block = self._block.to(torch.uint8)
+        self._block[:4] = torch.tensor([1e-3, 1e-3], dtype=torch.float16).view(torch.uint8)
+
+    def stored(self, name: str) -> StoredWeights:
+        rows, columns = self._shapes[name]
+        return StoredWeights(KIND, self._block.repeat(rows, columns // BLOCKS[KIND].numbers), columns)
+
+    def release(self, name: str) -> None:
+        pass
+
+
+def sample_info(weights: str, device: str = "cpu") -> ModelInfo:
+    """What a small model is here whose weights have this format: a dtype of ``load``, or STORED.
+
+    Raises:
+        InputError, RuntimeError: it cannot be computed here.
+    """
+    return _model(weights, device, "kernels" if weights == STORED else "auto", thin=True).info
+
+
 def _measure(info: ModelInfo) -> Speeds:
     around = ADAPTER[info.device.partition(":")[0]] if info.backend == "transformers" else 0.0
     try:
-        sample, thin = _sample(info, SAMPLE), _sample(info, THIN)
+        sample, thin = _sample(info, thin=False), _sample(info, thin=True)
     except (OuroborosError, RuntimeError):  # a type that the native decoder does not compute
         return Speeds(*GUESS, 1.0, around)
     times = least_times(sample, ROWS, SECONDS)
@@ -139,10 +180,18 @@ def _measure(info: ModelInfo) -> Speeds:
     return Speeds(work.bytes / found.memory, work.products / found.row, found.exponent, layer)
 
 
-def _sample(info: ModelInfo, config: DecoderConfig) -> LlamaModel:
+def _sample(info: ModelInfo, thin: bool) -> LlamaModel:
     engine = info.engine.partition(" (")[0].partition(",")[0] if info.backend == "native" else "plain"
-    place = torch.device(info.device)
-    return LlamaModel(config, _Random(config), frozenset(), Precision.of(info.dtype), place, engine or "auto")
+    return _model(info.dtype, info.device, engine or "auto", thin)
+
+
+def _model(weights: str, device: str, engine: str, thin: bool) -> LlamaModel:
+    if weights == STORED:
+        config = THIN_STORED if thin else SAMPLE
+        precision = Precision(torch.float32, STORED)
+        return LlamaModel(config, _Blocks(config), frozenset(), precision, torch.device(device), engine)
+    config = THIN if thin else SAMPLE
+    return LlamaModel(config, _Random(config), frozenset(), Precision.of(weights), torch.device(device), engine)
 
 
 def least_times(model: CausalModel, sizes: tuple[int, ...], seconds: float) -> dict[int, float]:

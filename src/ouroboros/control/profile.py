@@ -9,13 +9,14 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ouroboros.control.machine import machine
 from ouroboros.directories import cache_directory, write_json
+from ouroboros.files import parse_json
 from ouroboros.models.base import ModelInfo
 
 __all__ = [
@@ -106,7 +107,7 @@ def save_profile(profile: CostProfile, path: Path) -> None:
 def load_profile(path: Path) -> CostProfile | None:
     """The profile in a file; None where there is none, or none that this version understands: it is measured again."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             return None
         rows, contexts = tuple(values["rows"]), tuple(values["contexts"])
@@ -114,6 +115,8 @@ def load_profile(path: Path) -> CostProfile | None:
         if (
             any([len(times) for times in table] != [len(rows)] * len(contexts) for table in (seconds, spread))
             or not rows
+            or not all(0 < value < math.inf for times in seconds for value in times)
+            or not all(type(value) is int and value >= 0 for value in (*rows, *contexts))
         ):
             return None
         return CostProfile(values["model"], values["machine"], rows, contexts, seconds, spread)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ouroboros.control.machine import machine
 from ouroboros.control.profile import describe
 from ouroboros.directories import cache_directory, write_json
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 from ouroboros.models.base import ModelInfo
 
 __all__ = ["Tuned", "load_tuned", "save_tuned", "tuned_path"]
@@ -65,7 +65,7 @@ def save_tuned(tuned: Tuned, path: Path) -> None:
 def load_tuned(path: Path) -> Tuned | None:
     """What the file holds; None where there is none, or none that this version understands."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             return None
         found = Tuned(**{**values, "temperatures": tuple(values["temperatures"])})

@@ -17,7 +17,7 @@ from ouroboros.flow import Answer, Flow, Meter, Score, metered, read
 from ouroboros.models.base import ScoreRequest
 from ouroboros.models.context import Context
 from ouroboros.sampling import Sampler
-from ouroboros.stats import Decision
+from ouroboros.stats import Decision, StatsRecorder
 from ouroboros.tree import Origin, TokenTree
 from ouroboros.verify import verify
 
@@ -57,6 +57,12 @@ class Step:
     logits_TV: Tensor | None = None
     seconds: float = 0.0
 
+    def record(self, recorder: StatsRecorder, kept: int) -> None:
+        """Tells a recorder; the first ``kept`` tokens became output."""
+        recorder.step(
+            self.tree, self.origins[:kept], self.seconds, self.draft_forwards, self.draft_seconds, self.decision
+        )
+
 
 Event = Begun | Step
 
@@ -69,14 +75,20 @@ def decode(
     max_new_tokens: int,
     stop_ids: Set[int] = frozenset(),
     keep_logits: bool = False,
+    room: int | None = None,
 ) -> Flow[None]:
     """Yields needs, ``Begun`` and then steps until ``max_new_tokens``, a stop token or the end of the context.
 
     Args:
         context: of the target model; what it holds of the prompt already is not computed again.
         prompt: at least one token, shorter than the model's context. keep_logits: whether steps carry their logits.
+            room: new tokens that the context has room for; None: as many as it has positions in all.
+
+    Raises:
+        ModelError: the target's logits are no numbers; what was yielded before is right.
     """
     target, slot = context.model, context.slot
+    model = f"the target model ({target.info.backend}, {target.info.dtype} on {target.info.device})"
     sequence = list(prompt)
     try:
         context.follow(sequence)
@@ -85,7 +97,7 @@ def decode(
         reading = Meter()
         yield from metered(drafter.start(sequence), reading)
         yield Begun(cached, reading.seconds)
-        remaining = min(max_new_tokens, target.info.max_positions - len(prompt))
+        remaining = min(max_new_tokens, target.info.max_positions - len(prompt) if room is None else room)
         while remaining > 0:
             drafting = Meter()
             tree = yield from metered(drafter.propose(sequence, remaining - 1), drafting)
@@ -93,7 +105,7 @@ def decode(
                 tree = tree.chain()
             answer: Answer = yield Score(target, ScoreRequest(slot, tree))
             logits_NV = answer.logits_RV
-            verdict = verify(tree, logits_NV, sampler, sequence, stop_ids)
+            verdict = verify(tree, logits_NV, sampler, sequence, stop_ids, model)
             context.commit(verdict.path, sequence)
             decision = drafter.observe(verdict)
             tokens = verdict.tokens[:remaining]

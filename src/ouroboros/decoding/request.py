@@ -28,8 +28,8 @@ class Request:
         prompt: token ids, at least one. sampler: draws, by the request's parameters and seed. stop_ids: tokens that end
             it. memory: what earlier requests left, and this one adds to. forced: tokens of the only continuation of a
             text, as far as there is but one. keep_logits: whether steps carry the target's logits. written: how many of
-            the prompt's tokens, at its end, the request wrote itself before it was put back. prediction: tokens that
-            the output is expected to be. options: of a method of its own; None: as everybody's.
+            the prompt's tokens, at its end, the request wrote itself before it was put back. room: see ``decode``.
+            prediction: tokens that the output is expected to be. options: of a method of its own; None: as everybody's.
     """
 
     prompt: Sequence[int]
@@ -39,6 +39,7 @@ class Request:
     forced: Callable[[Sequence[int]], list[int]] | None = None
     keep_logits: bool = False
     written: int = 0
+    room: int | None = None
     prediction: Sequence[int] = ()
     options: MethodOptions | None = None
 
@@ -65,4 +66,4 @@ def start(
     if request.forced is not None:
         drafter = ForcedDrafter(drafter, request.forced)
     new = sampler.params.max_new_tokens - request.written
-    return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits)
+    return decode(target, drafter, sampler, prompt, new, stop_ids, request.keep_logits, request.room)

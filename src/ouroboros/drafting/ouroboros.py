@@ -9,6 +9,7 @@ Which nodes are scored, where phrases hang and what goes to the target is the po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 
 from ouroboros.config import OuroborosOptions
@@ -145,6 +146,8 @@ class OuroborosDrafter:
         ids, logs = self._sampler.likeliest(verdict.logits_NV, KEPT)
         accepted = set(verdict.path)
         for node in [*(n for n in range(len(tree)) if n not in accepted), *verdict.path]:
+            if not math.isfinite(logs[node][0]):
+                continue  # off the accepted path the target may answer what is no number
             predictions.learn(self._before(tree, node), tree.tokens[node], ids[node], logs[node])
 
     def _before(self, tree: TokenTree, node: int) -> int | None:

@@ -71,8 +71,9 @@ static void score_keys(const uint32_t* packed, const uint32_t* const* queries, i
         for (int j = 0; j < SIDE; ++j) store(scores[r] + j * LANES, sum[r][j] * all(scale));
 }
 
-// In place: exp(score - largest). Returns their sum.
-static float softmax(float* scores, int count) {
+// In place: exp(score - largest), with `cap` (or 0) of capped scores. Returns their sum.
+static float softmax(float* scores, int count, float cap) {
+    for (int t = 0; cap != 0 && t < count; t += LANES) Fp32::store(scores + t, first(count - t), capped(load(scores + t), cap));
     Vec top = all(-INFINITY);
     for (int t = 0; t < count; t += LANES)
         top = larger(first(count - t), top, load(scores + t));
@@ -152,7 +153,7 @@ struct AttentionScratch {
 // thread attends to next, or null. Values come from memory while keys are scored, the next keys while values are summed.
 template <class A>
 static void attend(Cached<A> keys, Cached<A> values, Cached<A> next, const uint32_t* const* queries, const Seen* const* seen, int count,
-                   float scale, const AttentionScratch& scratch) {
+                   float scale, float cap, const AttentionScratch& scratch) {
     const int head = keys.head_size, words = head / A::PER_WORD;
     int begin = seen[0]->begin, end = 0, common = 0;
     for (int i = 0; i < count; ++i) {
@@ -179,7 +180,7 @@ static void attend(Cached<A> keys, Cached<A> values, Cached<A> next, const uint3
         float* from = line + (s.begin - begin);
         const int range = s.end - s.begin;
         for (int j = 0; j < s.path_length; ++j) from[range + j] = line[s.path[j] - begin];
-        sums[i] = softmax(from, range + s.path_length);
+        sums[i] = softmax(from, range + s.path_length, cap);
         paths[i] = from + range;
         std::fill(line, from, 0.f);  // what others see and this row does not
         if (!s.path_length) std::fill(line + (s.end - begin), line + (common - begin), 0.f);

@@ -3,47 +3,11 @@
 // Threads go through the phases of a layer together (team.h). Every number of a row is summed in an order of its own
 // that knows nothing of the other rows, so that a forward over many rows gives each of them the bits of a forward alone.
 #pragma once
-#include <cstdlib>
-#include <memory>
-#include <new>
-
 #include "matmul.h"
 #include "plan.h"
+#include "scratch.h"
+#include "stored/matrix.h"
 #include "team.h"
-
-// One thread's grow-only memory for the forwards that it calls for.
-static char* workspace(size_t bytes) {
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    thread_local std::unique_ptr<char, Free> held;
-    thread_local size_t size = 0;
-    if (size < bytes) {
-        held.reset();
-        size = 0;
-        held.reset((char*)std::aligned_alloc(64, bytes));
-        if (!held) throw std::bad_alloc();
-        size = bytes;
-    }
-    return held.get();
-}
-
-constexpr size_t round64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Root mean square norm (Zhang & Sennrich 2019), 16 lanes over the row. x(i), out(i): where element i and 15 more are.
-template <class Out, class X, class To>
-void rms_norm(X&& x, const float* weight, int size, float eps, To&& out) {
-    Vec squares = zero();
-    for (int i = 0; i < size; i += LANES) {
-        const Vec v = Fp32::load(x(i), first(size - i));
-        squares = fma(v, v, squares);
-    }
-    const Vec factor = all(1.f / std::sqrt(sum16(squares) / size + eps));
-    for (int i = 0; i < size; i += LANES) {
-        const Mask some = first(size - i);
-        Out::store(out(i), some, Fp32::load(x(i), some) * factor * Fp32::load(weight + i, some));
-    }
-}
 
 constexpr int FEW = 4;        // rows that each thread norms for itself
 constexpr int FEW_ROUND = 16;  // and that it rounds
@@ -55,7 +19,7 @@ struct Forward : Plan {
     using Input = typename A::Row;  // of a product
     using Plan::Plan;
 
-    Rows x, qkv;                      // fp32
+    Rows x, qkv, added;               // fp32; added: what a block adds, if that is normed
     Rows normed, attended, inner;     // inputs of products; normed: the first thread's, if each has its own
     char* rounded;                    // rows that are rounded for a product
     bool each_rounds;                 // each thread for itself
@@ -67,6 +31,8 @@ struct Forward : Plan {
         return (Element*)s.cache + ((size_t(layer) * 2 + values) * m.kv_heads + head) * s.capacity * m.head_size;
     }
 
+    bool norms_added() const { return m.layers && m.layer[0].attention_norm; }
+
     void place(int wanted, int threads) {
         const size_t n = rows.size(), most = std::max<size_t>(n, wanted), e = sizeof(typename Input::Element);
         const size_t heads = size_t(m.heads) * m.head_size, all = heads + 2 * size_t(m.kv_heads) * m.head_size;
@@ -77,15 +43,16 @@ struct Forward : Plan {
         each_rounds = most <= FEW_ROUND;
         rounded_size = W::Head::ROUNDS_ROWS ? Rows::size(most, std::max({size_t(m.hidden), heads, size_t(m.inner)}) * e) : 0;
         const size_t sizes[] = {Rows::size(n, m.hidden * 4), Rows::size(n, all * 4), normed_size * (most <= FEW ? threads : 1),
-                                Rows::size(n, heads * e), Rows::size(n, m.inner * e), round64(n * heads * sizeof(Element)), scratch_size * threads,
-                                rounded_size * (each_rounds ? threads : 1)};
+                                Rows::size(n, heads * e), Rows::size(n, m.inner * e),
+                                round64(n * heads * sizeof(Element)), scratch_size * threads,
+                                rounded_size * (each_rounds ? threads : 1), norms_added() ? Rows::size(n, m.hidden * 4) : 0};
         size_t total = 0;
         for (size_t size : sizes) total += size;
         char* at = workspace(total);
-        char* parts[8];
-        for (int i = 0; i < 8; at += sizes[i++]) parts[i] = at;
+        char* parts[9];
+        for (int i = 0; i < 9; at += sizes[i++]) parts[i] = at;
         x = {parts[0], n}, qkv = {parts[1], n}, normed = {parts[2], n}, attended = {parts[3], n}, inner = {parts[4], n};
-        queries = (Element*)parts[5], scratch = parts[6], rounded = parts[7];
+        queries = (Element*)parts[5], scratch = parts[6], rounded = parts[7], added = {parts[8], n};
     }
 
     // The rows that a product of this format takes.
@@ -106,6 +73,12 @@ struct Forward : Plan {
     // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
     template <class Format, class F>
     void multiply_all(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
+        if constexpr (std::is_same_v<Format, WeightsStored>) return multiply_stored(team, phase, thread, w, rows, done);
+        else multiply_packed<Format>(team, phase, thread, w, rows, done);
+    }
+
+    template <class Format, class F>
+    void multiply_packed(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
         const int words = w.inputs / A::PER_WORD;
         const Rows in = product_rows<Format>(team, phase, thread, w.inputs, rows);
         const size_t size = Format::tile_size(words);
@@ -124,26 +97,49 @@ struct Forward : Plan {
         });
     }
 
+    // The same of a matrix as a file holds it.
+    template <class F>
+    void multiply_stored(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
+        char* const at = rounded + (each_rounds ? thread * rounded_size : 0);
+        const stored::Inputs in = {rows, {(stored::Rounded*)at, rows.count}};
+        const bool whole = std::any_of(w.part, w.part + w.parts, [](const Part& part) { return !stored::plain(part.kind); });
+        if (whole && each_rounds)
+            for (int r = 0; r < int(rows.count); ++r) in.rounded.round(rows, r, w.inputs);
+        else if (whole)
+            team.share(phase++, thread, int(rows.count), [&](int r) { in.rounded.round(rows, r, w.inputs); });
+        team.share(phase++, thread, stored::tiles(w), [&](int tile) {
+            stored::tile(w, tile, in, [&](int r, int o, int left, float* sums) {
+                for (int i = 0; w.bias && i < TILE; i += LANES)
+                    store_line(sums + i, load_line(sums + i) + Fp32::load(w.bias + o + i, first(left - i)));
+                done(r, o, left, sums);
+            });
+        });
+    }
+
     void embed(int token, int r) const {
         const int o = std::min(std::max(token, 0), m.vocabulary - 1);
-        if (m.embedding) {
+        if constexpr (std::is_same_v<W, WeightsStored>) {
+            const Part& part = m.embedding ? *(const Part*)m.embedding : *m.head.part;
+            stored::row(part, o, m.hidden, [&](int i, float number) { *x.at<float>(r, i) = number * m.embedding_multiplier; });
+        } else if (m.embedding) {
             const Element* row = (const Element*)m.embedding + size_t(o) * m.hidden;
             for (int i = 0; i < m.hidden; i += LANES) {
                 const Mask some = first(m.hidden - i);
                 Fp32::store(x.at<float>(r, i), some, A::load(row + i, some) * all(m.embedding_multiplier));
             }
-            return;
+        } else {
+            using Head = typename W::Head;
+            const char* tile = m.head.weights + o / TILE * Head::tile_size(m.head.inputs / A::PER_WORD);
+            const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
+            for (int i = 0; i < m.hidden; ++i) *x.at<float>(r, i) = Head::element(tile, o % TILE, i) * factor;
         }
-        using Head = typename W::Head;
-        const char* tile = m.head.weights + o / TILE * Head::tile_size(m.head.inputs / A::PER_WORD);
-        const float factor = m.embedding_multiplier * (m.head.scale ? m.head.scale[o] : 1.f);
-        for (int i = 0; i < m.hidden; ++i) *x.at<float>(r, i) = Head::element(tile, o % TILE, i) * factor;
     }
 
     // Norms, turns and stores one head of a row: of its queries, its keys or its values.
-    void turn(int r, int l, int h, const float* cos, const float* sin, int thread) {
+    void turn(int r, int l, int h, const float* const* tables, int thread) {
         const Layer& layer = m.layer[l];
         const Row& row = rows[r];
+        const float *cos = tables[2 * layer.rope], *sin = tables[2 * layer.rope + 1];
         const int head = m.head_size, half = head / 2;
         float* v = (float*)(scratch + thread * scratch_size);
         qkv.pieces<float>(r, size_t(h) * head, size_t(h + 1) * head,
@@ -188,7 +184,7 @@ struct Forward : Plan {
         Cached<A> next;
         if (item.head + 1 < m.kv_heads) next = {cache(s, l, 0, item.head + 1), head};
         attend<A>({cache(s, l, 0, item.head), head}, {cache(s, l, 1, item.head), head}, next, words, seen_of, item.count,
-                  m.attention_scale, mine);
+                  m.attention_scale, m.attention_cap, mine);
         for (int i = 0; i < item.count; ++i) {
             const float* from = mine.out + i * AttentionScratch::out_stride(head);
             const size_t begin = size_t(query[i]) * head;
@@ -199,20 +195,23 @@ struct Forward : Plan {
         }
     }
 
-    void run(const int* tokens, const float* cos, const float* sin, const int* wanted, int wanted_count, Element* logits, int threads) {
+    void run(const int* tokens, const float* const* tables, const int* wanted, int wanted_count, Element* logits, int threads) {
         place(wanted_count, threads);
         const int n = int(rows.size());
         // Where an item has all rows of its head, who attends also turns; else threads would wait for each other once more.
         const int most = std::max(n, wanted_count);
         const bool few = most <= FEW, whole = int(items.size()) == m.kv_heads;
-        const auto add = [&](int r, int o, int left, const float* sums) {
-            float* to = x.at<float>(r, o);
-            for (int i = 0; i < left; i += LANES) {
-                const Mask some = first(left - i);
-                Fp32::store(to + i, some, Fp32::load(to + i, some) + load_line(sums + i) * all(m.residual_multiplier));
+        const auto add_to = [&](float* to, const float* from, int count) {
+            for (int i = 0; i < count; i += LANES) {
+                const Mask some = first(count - i);
+                Fp32::store(to + i, some, Fp32::load(to + i, some) + Fp32::load(from + i, some) * all(m.residual_multiplier));
             }
         };
-        Team team(threads, 12 * m.layers + 4);
+        const auto add = [&](int r, int o, int left, const float* sums) {
+            if (norms_added()) std::memcpy(added.at<float>(r, o), sums, left * sizeof(float));
+            else add_to(x.at<float>(r, o), sums, left);
+        };
+        Team team(threads, 14 * m.layers + 4);
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp single
@@ -234,6 +233,14 @@ struct Forward : Plan {
                     team.share(phase++, me, count, one);
                 return to;
             };
+            const auto add_normed = [&](const float* weight) {
+                if (!weight) return;
+                team.share(phase++, me, n, [&](int r) {
+                    const auto own = [&](int at) { return added.at<float>(r, at); };
+                    rms_norm<Fp32>(own, weight, m.hidden, m.eps, own);
+                    x.pieces<float>(r, 0, m.hidden, [&](float* to, size_t at, size_t count) { add_to(to, own(int(at)), int(count)); });
+                });
+            };
             team.share(phase++, me, n, [&](int r) { embed(tokens[r], r); });
             for (int l = 0; l < m.layers; ++l) {
                 const Layer& layer = m.layer[l];
@@ -244,30 +251,37 @@ struct Forward : Plan {
                 });
                 if (!whole)
                     team.share(phase++, me, n, [&](int r) {
-                        for (int h = 0; h < m.heads + 2 * m.kv_heads; ++h) turn(r, l, h, cos, sin, me);
+                        for (int h = 0; h < m.heads + 2 * m.kv_heads; ++h) turn(r, l, h, tables, me);
                     });
                 team.share(phase++, me, int(items.size()), [&](int i) {
                     for (int r = 0; whole && r < n; ++r) {
-                        for (int h = 0; h < group; ++h) turn(r, l, i * group + h, cos, sin, me);
-                        for (int h : {m.heads + i, m.heads + m.kv_heads + i}) turn(r, l, h, cos, sin, me);
+                        for (int h = 0; h < group; ++h) turn(r, l, i * group + h, tables, me);
+                        for (int h : {m.heads + i, m.heads + m.kv_heads + i}) turn(r, l, h, tables, me);
                     }
                     attend_item(items[i], l, me);
                 });
                 multiply_all<W>(team, phase, me, layer.out, attended, add);
+                add_normed(layer.attention_norm);
                 const Rows again = norms(n, nullptr, layer.post_norm);
                 // A tile's outputs are 16 of the gate and the same 16 of up.
                 multiply_all<W>(team, phase, me, layer.gate_up, again, [&](int r, int o, int, const float* sums) {
                     const Vec gate = load_line(sums), up = load_line(sums + LANES);
-                    const Vec silu = gate / (all(1.f) + exp16(zero() - gate));
-                    Input::store(inner.at<typename Input::Element>(r, o / 2), first(m.inner - o / 2), silu * up);
+                    // both are the gate times a sigmoid: of itself, or of 2 sqrt(2 / pi) (gate + 0.044715 gate^3)
+                    const Vec inside = m.gelu ? gate * fma(gate * gate, all(0.0713548162726f), all(1.5957691216057308f)) : gate;
+                    const Vec activated = gate / (all(1.f) + exp16(zero() - inside));
+                    Input::store(inner.at<typename Input::Element>(r, o / 2), first(m.inner - o / 2), activated * up);
                 });
                 multiply_all<W>(team, phase, me, layer.down, inner, add);
+                add_normed(layer.mlp_norm);
             }
             if (wanted_count) {
                 const Rows in = norms(wanted_count, wanted, m.norm);
                 multiply_all<typename W::Head>(team, phase, me, m.head, in, [&](int r, int o, int left, const float* sums) {
-                    for (int i = 0; i < left; i += LANES)
-                        A::store(logits + size_t(r) * m.vocabulary + o + i, first(left - i), load_line(sums + i) / all(m.logits_divisor));
+                    for (int i = 0; i < left; i += LANES) {
+                        const Vec v = load_line(sums + i) / all(m.logits_divisor);
+                        Element* to = logits + size_t(r) * m.vocabulary + o + i;
+                        A::store(to, first(left - i), m.logits_cap != 0 ? capped(v, m.logits_cap) : v);
+                    }
                 });
             }
         }

@@ -1,9 +1,9 @@
-"""The C++ kernels: compiled when they are first needed, kept in the user's cache directory, loaded with ctypes.
+"""The C++ kernels: found built ahead beside this file, or compiled when they are first needed; loaded with ctypes.
 
-The file's name in the cache is a hash of everything that the machine code depends on, and a finished file is moved
-there in one step, so that any number of processes may start at once. Nothing here ever raises: without a compiler, a
-known processor or a place to write, ``library`` says why, and the operators of PyTorch and NumPy do the work. CXX
-names the compiler, as it does for other programs.
+What is compiled here is kept in the user's cache directory, named by a hash of everything that the machine code
+depends on, and a finished file is moved there in one step, so that any number of processes may start at once. Nothing
+here ever raises: without a compiler, a known processor or a place to write, ``library`` says why, and the operators of
+PyTorch and NumPy do the work. CXX names the compiler, as it does for other programs.
 
 One source is compiled for the better of two sets of instructions that the processor has. They add up in different
 orders and so round differently; on each for itself a row's bits depend on nothing else in its forward.
@@ -12,10 +12,11 @@ orders and so round differently; on each for itself a row's bits depend on nothi
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import hashlib
-import os
+import logging
 import platform
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,29 +27,30 @@ from pathlib import Path
 import torch
 
 from ouroboros.directories import cache_directory
+from ouroboros.kernels.building import (
+    NATIVE,
+    NEEDED,
+    OPTIONS,
+    SOURCES,
+    UnavailableError,
+    built_file,
+    compile_kernels,
+    find_compiler,
+    variants,
+)
 
-__all__ = ["UnavailableError", "compile_kernels", "instructions", "library"]
+__all__ = ["abilities", "built_ahead", "instructions", "library", "library_file"]
 
-SOURCES = sorted(Path(__file__).parent.rglob("*.[ch]*"))
-NEEDED = {  # the sets of instructions, the faster first, and what each asks of a processor
-    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"),
-    "avx2": ("avx2", "fma"),
-}
-OPTIONS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
-WITHOUT = {"avx512": (), "avx2": ("-mno-avx512f",)}  # what the processor may have besides
-SECONDS = 300  # for a compiler that takes three
-
-
-class UnavailableError(Exception):
-    """Why there are no kernels here. It never leaves this package."""
+_LOGGER = logging.getLogger("ouroboros")
+OPENMP = re.compile(r"/lib(?:gomp|iomp5|omp)[-.\w]*$")  # libraries with the functions that GCC's -fopenmp calls
 
 
 @cache
 def library(name: str | None = None) -> ctypes.CDLL | str:
     """The loaded library, or in a few words why there is none. ``name``: of NEEDED, in place of the best."""
     try:
-        processor = _processor()
-        return _declared(_load(processor, _chosen(processor.split(), name)))
+        flags = abilities()
+        return _declared(_load(" ".join(flags), _chosen(flags, name)))
     except UnavailableError as error:
         return str(error)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
@@ -61,17 +63,31 @@ def instructions() -> str | None:
     return None if isinstance(found, str) else found.ouroboros_instructions().decode()
 
 
-def _processor() -> str:
-    """The processor's abilities, as the kernel names them."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise UnavailableError(f"no kernels for {sys.platform} on {platform.machine()}")
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    return " ".join(sorted(flags))
+def library_file() -> Path | None:
+    """Where ``library`` was loaded from."""
+    found = library()
+    return None if isinstance(found, str) else Path(found._name)
+
+
+def built_ahead() -> dict[str, Path]:
+    """The libraries that this installation brings, by their sets of instructions."""
+    paths = {name: Path(__file__).parent / built_file(name) for name in NEEDED}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def abilities() -> list[str]:
+    """The processor's, as Linux names them; none where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return sorted(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
 
 
 def _chosen(flags: Sequence[str], name: str | None) -> str:
     """The best set that the processor has, or this one if it has it."""
+    if not variants(sys.platform, platform.machine()):
+        raise UnavailableError(f"no kernels for {sys.platform} on {platform.machine()}")
     missing = ""
     for each in [name] if name else NEEDED:
         lacks = [flag for flag in NEEDED[each] if flag not in flags]
@@ -82,9 +98,16 @@ def _chosen(flags: Sequence[str], name: str | None) -> str:
 
 
 def _load(processor: str, name: str) -> ctypes.CDLL:
-    compiler = _compiler()
+    reason = "this installation brings no library for it"
+    if built := built_ahead().get(name):
+        try:
+            _offer_openmp()
+            return ctypes.CDLL(str(built))
+        except OSError as error:
+            reason = f"the one that this installation brings cannot be loaded: {error}"
+    compiler = find_compiler()
     parts = [source.read_bytes() for source in SOURCES]
-    parts += [str(x).encode() for x in (compiler, OPTIONS, WITHOUT[name], torch.__version__, processor)]
+    parts += [str(x).encode() for x in (compiler, OPTIONS, NATIVE[name], torch.__version__, processor)]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     file = _cache_directory() / f"decoder-{key}.so"
     if file.is_file():
@@ -92,16 +115,33 @@ def _load(processor: str, name: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(file))
         except OSError:  # damaged: made anew below
             file.unlink(missing_ok=True)
-    compile_kernels(compiler, file, WITHOUT[name])
+    _LOGGER.warning("compiling the C++ kernels for %s, once: %s", name, reason)
+    compile_kernels(compiler, file, [*OPTIONS, *NATIVE[name]], _torch_openmp())
     return ctypes.CDLL(str(file))
 
 
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["g++", "c++"]:
-        if found := shutil.which(name):
-            return found
-    raise UnavailableError(f"no C++ compiler ({named or 'g++'} not found)")
+def _torch_openmp() -> list[str]:
+    """The threads are those of PyTorch: where its wheel brings an OpenMP library under another name, link that one."""
+    root = Path(torch.__file__).parent
+    folders = (root / "lib", root.parent / "torch.libs")
+    return [str(path) for folder in folders for path in folder.glob("libgomp*.so*")][:1]
+
+
+def _offer_openmp() -> None:
+    """What is built ahead takes OpenMP's functions from whoever has them in this process. PyTorch mostly offers its own
+    to all; where it keeps them to itself, they are offered here."""
+    try:
+        ctypes.CDLL(None).GOMP_parallel  # noqa: B018
+    except AttributeError:
+        try:
+            maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            maps = []
+        loaded = [line[line.index("/") :] for line in maps if OPENMP.search(line)]
+        names = [*loaded, *_torch_openmp(), ctypes.util.find_library("gomp") or ""]
+        found = next((name for name in names if name), None)
+        if found is not None:
+            ctypes.CDLL(found, mode=ctypes.RTLD_GLOBAL)
 
 
 def _cache_directory() -> Path:
@@ -115,46 +155,32 @@ def _cache_directory() -> Path:
         return Path(tempfile.mkdtemp(prefix="ouroboros-kernels-"))
 
 
-def compile_kernels(compiler: str, file: Path, more: Sequence[str] = ()) -> None:
-    """Compiles, with ``more`` options, to a name of its own and then moves it to ``file``."""
-    source = next(path for path in SOURCES if path.suffix == ".cpp")
-    # The threads are those of PyTorch: where its wheel brings an OpenMP library under another name, link that one.
-    root = Path(torch.__file__).parent
-    openmp = [
-        str(path) for folder in (root / "lib", root.parent / "torch.libs") for path in folder.glob("libgomp*.so*")
-    ]
-    number, temporary = tempfile.mkstemp(dir=file.parent, suffix=".so")
-    os.close(number)
-    try:
-        command = [compiler, str(source), "-o", temporary, "-Wl,--as-needed", *openmp[:1], *OPTIONS, *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
-            raise UnavailableError(f"{Path(compiler).name} failed: {errors[0].strip()[:120]}")
-        os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     integer, pointer = ctypes.c_int, ctypes.c_void_p
     found.ouroboros_instructions.restype = ctypes.c_char_p
+    found.ouroboros_sizes.argtypes = [pointer]
+    found.ouroboros_sizes.restype = None
+    found.ouroboros_check.argtypes = [pointer, pointer, integer, integer, pointer, integer]
     found.ouroboros_packed_size.argtypes = [integer] * 4
     found.ouroboros_packed_size.restype = ctypes.c_int64
     found.ouroboros_pack.argtypes = [integer, pointer, integer, integer, integer, pointer, pointer]
     found.ouroboros_pack.restype = None
-    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 4, integer, pointer, integer]
+    found.ouroboros_stored_size.argtypes = [integer] * 3
+    found.ouroboros_stored_size.restype = ctypes.c_int64
+    found.ouroboros_stored_pack.argtypes = [integer, pointer, integer, integer, pointer]
+    found.ouroboros_stored_pack.restype = None
+    found.ouroboros_stored_product.argtypes = [pointer, pointer, integer, pointer]
+    found.ouroboros_stored_product.restype = None
+    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 3, integer, pointer, integer]
     found.ouroboros_noise.argtypes = [ctypes.c_uint64, ctypes.c_uint64, integer, pointer]
     found.ouroboros_noise.restype = None
     found.ouroboros_guess.argtypes = [
         *(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_float),
         *(integer, pointer, pointer, integer, pointer, pointer),
     ]
-    found.ouroboros_guess.restype = None
     found.ouroboros_choose.argtypes = [
         *(integer, pointer, ctypes.c_int64, integer, integer, ctypes.c_float, pointer, integer),
         *(pointer, pointer, pointer, integer, pointer, pointer),
     ]
     found.ouroboros_keep.argtypes = [pointer, *[ctypes.c_int64] * 4, pointer, integer]
-    found.ouroboros_keep.restype = None
     return found

@@ -37,3 +37,8 @@ static inline Vec exp16(Vec x) {
     for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fma(p, r, all(c));
     return times_power(p, n);
 }
+
+// cap * tanh(x / cap), to about cap * 1e-7.
+static inline Vec capped(Vec x, float cap) {
+    return all(cap) - all(2 * cap) / (all(1.f) + exp16(x * all(2 / cap)));
+}

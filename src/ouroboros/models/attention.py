@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ouroboros.tree import TokenTree
 
-__all__ = ["View", "attend", "attend_folded", "visible_rows"]
+__all__ = ["View", "attend", "attend_folded", "soft_cap", "visible_rows"]
 
 
 class View(NamedTuple):
@@ -67,16 +67,22 @@ def _windowed(
 
 
 def attend(
-    queries_HND: Tensor, keys_HTD: Tensor, values_HTD: Tensor, mask_NT: Tensor | None, scale: float | None = None
+    queries_HND: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    mask_NT: Tensor | None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Softmax attention with grouped keys: query head h reads key head h * kv_heads // heads. Returns [N, H * D].
 
-    ``scale``: factor on the scores; by default 1 / √D.
+    ``scale``: factor on the scores; by default 1 / √D. ``cap``: see ``soft_cap``, of the scaled scores.
     """
     grouped = queries_HND.shape[0] != keys_HTD.shape[0]
-    if grouped and mask_NT is not None and queries_HND.is_cuda:
+    if cap is not None or (grouped and mask_NT is not None and queries_HND.is_cuda):
         group = queries_HND.shape[0] // keys_HTD.shape[0]
-        return attend_folded(queries_HND, keys_HTD, values_HTD, mask_NT.repeat(group, 1), scale)
+        mask_MT = None if mask_NT is None else mask_NT.repeat(group, 1)
+        return attend_folded(queries_HND, keys_HTD, values_HTD, mask_MT, scale, cap)
     mask = None if mask_NT is None else mask_NT[None, None]
     queries, keys, values = queries_HND[None], keys_HTD[None], values_HTD[None]
     out = F.scaled_dot_product_attention(queries, keys, values, mask, scale=scale, enable_gqa=grouped)
@@ -84,7 +90,12 @@ def attend(
 
 
 def attend_folded(
-    queries_HND: Tensor, keys_HTD: Tensor, values_HTD: Tensor, mask_MT: Tensor, scale: float | None = None
+    queries_HND: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    mask_MT: Tensor | None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """``attend`` with the query heads of a key head as rows of one attention: CUDA's kernels that take masks know no
     groups, and PyTorch would write out all scores in their place.
@@ -93,5 +104,20 @@ def attend_folded(
     """
     heads, rows, size = queries_HND.shape
     queries = queries_HND.reshape(1, keys_HTD.shape[0], -1, size)
-    out = F.scaled_dot_product_attention(queries, keys_HTD[None], values_HTD[None], mask_MT[None, None], scale=scale)
+    if cap is None:
+        mask = None if mask_MT is None else mask_MT[None, None]
+        out = F.scaled_dot_product_attention(queries, keys_HTD[None], values_HTD[None], mask, scale=scale)
+    else:  # PyTorch's kernels know no caps
+        scores_KMT = soft_cap(queries[0] @ keys_HTD.transpose(1, 2) * (size**-0.5 if scale is None else scale), cap)
+        if mask_MT is not None and mask_MT.dtype == torch.bool:
+            scores_KMT = scores_KMT.masked_fill(~mask_MT, -torch.inf)
+        elif mask_MT is not None:
+            scores_KMT = scores_KMT + mask_MT
+        wide = torch.promote_types(scores_KMT.dtype, torch.float32)
+        out = scores_KMT.softmax(-1, dtype=wide).to(values_HTD.dtype) @ values_HTD
     return out.view(heads, rows, size).transpose(0, 1).reshape(rows, heads * size)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """x where it is small, and never beyond ± cap."""
+    return torch.tanh(x / cap) * cap

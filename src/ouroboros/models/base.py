@@ -42,7 +42,8 @@ class ModelInfo:
     ``trees``: False where ``score`` takes chains only; ``part_of_text``: whether a sequence may begin anywhere in a
     text, or must with the prompt; ``engine``: what computes, and why nothing faster; ``mixes``: whether one forward may
     read text of some slots and score trees of others, for less than two take; ``grown``: from what to what, for a model
-    that costs more than it has learned (see grow.py), None for others; ``work``: what a forward has to do."""
+    that costs more than it has learned (see grow.py), None for others; ``stored``: of a GGUF file, the types of its
+    matrices, from which they were rounded to ``dtype``; ``work``: what a forward does."""
 
     backend: str
     vocab_size: int
@@ -56,6 +57,7 @@ class ModelInfo:
     engine: str = ""
     mixes: bool = False
     grown: str | None = None
+    stored: str | None = None
     work: Work = Work()
 
 

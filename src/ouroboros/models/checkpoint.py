@@ -15,6 +15,8 @@ from ouroboros.errors import LoadError, UnsupportedArchitecture
 from ouroboros.files import check_directory, read_json, regular
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.families import parse_config
+from ouroboros.models.gguf_reader import is_gguf
+from ouroboros.models.hub_files import fetch_gguf
 from ouroboros.models.tensors import FileTensors, ModuleTensors, Tensors
 from ouroboros.models.weights import unknown_tensor
 
@@ -26,20 +28,24 @@ OTHERS = ["original/*", "consolidated*"]  # the same weights again, in their mak
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What was read: ``raw``: config.json, which ``config`` is made of; ``grown``: see base.ModelInfo."""
+    """What was read: ``raw``: config.json, which ``config`` is made of; ``grown``, ``stored``: see base.ModelInfo."""
 
     raw: Mapping[str, object]
     config: DecoderConfig
     eos_token_ids: frozenset[int]
     weights: Tensors
     grown: str | None = None
+    stored: str | None = None
 
 
 def resolve(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """The directory of a checkpoint; a hub id (``owner/name``) is fetched into the hub's own cache.
+    """The directory of a checkpoint, or a GGUF file; what the hub has is fetched into its own cache.
+
+    Args:
+        source: a path; a hub id (``owner/name``); or ``owner/name:WHAT`` for a GGUF file there (see hub_files.py).
 
     Raises:
-        LoadError: neither a directory nor a hub repository that can be had.
+        LoadError: neither files that are here nor a hub repository that can be had.
     """
     name = str(source)
     try:
@@ -47,22 +53,32 @@ def resolve(source: str | Path, revision: str | None = None, token: str | None =
         if path.is_dir():
             return path
         is_file = path.exists()
+        if is_file and (path.suffix.lower() == ".gguf" or is_gguf(path)):
+            return path
     except (OSError, RuntimeError) as error:  # a name too long, a home directory of nobody
         raise LoadError(f"no such directory: {name[:80]!r} ({_one_line(error)})") from error
-    parts = name.split("/")
     if is_file:
-        raise LoadError(f"{name!r} is a file; a model is a directory with config.json and safetensors files")
-    if len(parts) != 2 or not all(parts) or name[0] in "./~":
-        raise LoadError(f"no such directory: {name!r} (a model is a directory or a hub id like 'owner/name')")
+        kinds = "a directory with config.json and safetensors files, or a GGUF file"
+        raise LoadError(f"{name!r} is a file; a model is {kinds}")
+    repository, colon, what = name.partition(":")
+    parts = repository.split("/")
+    if len(parts) != 2 or not all(parts) or name[0] in "./~" or (colon and not what):
+        kinds = "a directory, a GGUF file or a hub id like 'owner/name' or 'owner/name:Q4_K_M'"
+        raise LoadError(f"no such directory: {name!r} (a model is {kinds})")
+    if name.endswith(".gguf") and not colon:
+        raise LoadError(f"no such file: {name!r} (of the hub it is 'owner/name:FILE.gguf')")
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     try:
+        if colon:
+            return fetch_gguf(repository, what, revision, token)
         return Path(
             snapshot_download(name, revision=revision, token=token, allow_patterns=patterns, ignore_patterns=OTHERS)
         )
     except Exception as error:  # the hub's client raises dozens of unrelated types
-        raise LoadError(f"{name!r} is no directory, and the hub did not give it: {_one_line(error)}") from error
+        kind = "file" if colon else "directory"
+        raise LoadError(f"{name!r} is no {kind}, and the hub did not give it: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -76,10 +92,14 @@ def read_directory(path: Path) -> Checkpoint:
         UnsupportedArchitecture: the native decoder does not compute this model. LoadError: missing or damaged files.
     """
     try:
+        if path.is_file():
+            raise LoadError("it is a GGUF file, where a directory in Hugging Face layout is needed")
         check_directory(path)
         raw = read_json(path / "config.json")
         if raw is None:
-            raise LoadError("it holds no config.json")
+            files = sorted(file.name for file in path.glob("*.gguf"))
+            told = f"; a GGUF file is named itself, as {str(path / files[0])!r}" if files else ""
+            raise LoadError("it holds no config.json" + told)
         config = parse_config(raw)  # before the weights, which another architecture may keep in other files
         check_code(raw)
         eos = _end_tokens(raw, read_json(path / "generation_config.json") or {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ouroboros.errors import LoadError
 from ouroboros.models.rotary import rotary_frequencies
@@ -29,6 +30,12 @@ class DecoderConfig:
         attention_scale: factor on the scores, None for 1 / √head_dim. embedding_multiplier: on the embeddings.
         residual_multiplier: on what each block adds. logits_divisor: of the logits.
         fused_tensors: the checkpoint holds queries, keys and values as one tensor, and so gate and up.
+        activation: of the MLP's gate; ``gelu_tanh`` is GELU by its tanh formula. output_norms: RMS norms over what each
+            block adds, too.
+        norm_offset: what is added to the gains as they are stored. wide_norms: gains stay float32 in narrower models,
+            where a norm is rounded once then, after its gain.
+        attention_softcap, logits_softcap: a cap c, by which scores and logits x become c tanh(x / c).
+        window_rope: the ``rope`` of layers with a window, where it is another.
 
     Raises:
         LoadError: numbers that do not fit together. UnsupportedArchitecture: a rope type.
@@ -56,6 +63,13 @@ class DecoderConfig:
     residual_multiplier: float = 1.0
     logits_divisor: float = 1.0
     fused_tensors: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    output_norms: bool = False
+    norm_offset: float = 0.0
+    wide_norms: bool = False
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    window_rope: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -63,7 +77,16 @@ class DecoderConfig:
             raise LoadError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})")
         if self.head_dim % 2:
             raise LoadError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
-        rotary_frequencies(2, self.rope, self.max_position_embeddings)  # refuses here, before any tensor is read
+        for rope in self.ropes():  # refuses here, before any tensor is read
+            rotary_frequencies(2, rope, self.max_position_embeddings)
+
+    def ropes(self) -> list[Mapping[str, object]]:
+        """The ropes that there are: that of most layers, then that of layers with a window if it is another."""
+        return [self.rope] if self.window_rope is None else [self.rope, self.window_rope]
+
+    def rope_of(self, layer: int) -> int:
+        """Which of ``ropes`` a layer has."""
+        return int(self.window_rope is not None and layer in self.windows)
 
     def qkv(self) -> dict[str, Shape]:
         """The tensors of queries, keys and values, which are stacked in this order, and their shapes."""
@@ -100,6 +123,8 @@ class DecoderConfig:
                 shapes |= {f"{layer}self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
             shapes[layer + "input_layernorm.weight"] = (hidden,)
             shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+            if self.output_norms:
+                shapes |= {f"{layer}{place}_feedforward_layernorm.weight": (hidden,) for place in ("pre", "post")}
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_word_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)

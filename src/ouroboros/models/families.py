@@ -25,6 +25,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "clip_qkv": (None,),
     "logit_scale": (1.0, None),
 }
+GEMMA = ("gemma2", "gemma3_text")
+GEMMA_READS = ("hidden_act", "attn_logit_softcapping", "final_logit_softcapping")  # fields that it gives other values
 
 
 def parse_config(raw: Raw) -> DecoderConfig:
@@ -43,7 +45,8 @@ def parse_config(raw: Raw) -> DecoderConfig:
         files = "float32, bfloat16, float16 files"
         raise UnsupportedArchitecture(f"quantised checkpoints are not supported (supported: {files})")
     for name, allowed in NEUTRAL.items():
-        _neutral(name, raw.get(name, allowed[0]), allowed)
+        if kind not in GEMMA or name not in GEMMA_READS:
+            _neutral(name, raw.get(name, allowed[0]), allowed)
     return parser(raw)
 
 
@@ -122,6 +125,67 @@ def _granite(raw: Raw) -> DecoderConfig:
     )
 
 
+def _gemma2(raw: Raw) -> DecoderConfig:
+    raw = {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, **raw}
+    return replace(_gemma(raw, 2), attention_softcap=_cap(raw, "attn_logit_softcapping"))
+
+
+def _gemma3(raw: Raw) -> DecoderConfig:
+    """Its text models. Layers with a window have a rope of their own."""
+    _neutral("attn_logit_softcapping", raw.get("attn_logit_softcapping"), (None,))  # which transformers does not apply
+    raw = {"max_position_embeddings": 131072, **raw}
+    ropes = {"full_attention": (1000000.0, "rope_theta"), "sliding_attention": (10000.0, "rope_local_base_freq")}
+    nested = raw.get("rope_parameters")
+    if nested is not None and not isinstance(nested, Mapping):
+        raise LoadError(f"rope scaling must be an object, not {nested!r:.80}")
+    found = {}
+    for kind, (theta, name) in ropes.items():
+        rope = (nested or {}).get(kind)
+        if rope is not None and not isinstance(rope, Mapping):
+            raise LoadError(f"rope scaling must be an object, not {rope!r:.80}")
+        old = (raw.get("rope_scaling") or {}) if kind == "full_attention" else {}
+        if not isinstance(old, Mapping):
+            raise LoadError(f"rope scaling must be an object, not {old!r:.80}")
+        rope = {"rope_theta": raw.get(name, theta), **(rope or {}), **old}
+        found[kind] = _rope({"rope_parameters": rope, "rope_theta": theta})
+    config = _gemma({**raw, "rope_parameters": None, "rope_scaling": None}, _pattern(raw))
+    full, sliding = found["full_attention"], found["sliding_attention"]
+    return replace(config, qk_norm=True, rope=full, window_rope=sliding)
+
+
+def _gemma(raw: Raw, pattern: int) -> DecoderConfig:
+    """What Gemma 2 and 3 say alike. ``pattern``: of so many layers the last has no window, without ``layer_types``."""
+    raw = {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "tie_word_embeddings": True, **raw}
+    act = raw.get("hidden_activation", raw.get("hidden_act"))
+    _neutral("hidden_activation", act, ("gelu_pytorch_tanh", None))
+    _neutral("use_bidirectional_attention", raw.get("use_bidirectional_attention"), (False, None))
+    bias = _switch(raw, "attention_bias")
+    config = _plain(raw)
+    sliding = [i for i in range(config.num_hidden_layers) if (i + 1) % pattern]
+    return replace(
+        config,
+        windows=_windows(raw, sliding),
+        qkv_bias=bias,
+        out_bias=bias,
+        attention_scale=_number(raw, "query_pre_attn_scalar", 256, least=1e-6) ** -0.5,
+        embedding_multiplier=config.hidden_size**0.5,
+        activation="gelu_tanh",
+        output_norms=True,
+        norm_offset=1.0,
+        wide_norms=True,
+        logits_softcap=_cap(raw, "final_logit_softcapping"),
+    )
+
+
+def _pattern(raw: Raw) -> int:
+    name = "sliding_window_pattern"
+    return _size(raw if raw.get(name) is not None else {name: raw.get("_" + name)}, name, 6)
+
+
+def _cap(raw: Raw, name: str) -> float | None:
+    return None if raw.get(name) is None else _number(raw, name, 0, least=1e-6)
+
+
 FAMILIES: Mapping[str, Callable[[Raw], DecoderConfig]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -132,6 +196,8 @@ FAMILIES: Mapping[str, Callable[[Raw], DecoderConfig]] = {
     "smollm3": _smollm3,
     "seed_oss": _seed_oss,
     "granite": _granite,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
 }
 
 

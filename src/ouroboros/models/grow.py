@@ -140,6 +140,8 @@ def grown_config(small: DecoderConfig, shape: GrownShape) -> DecoderConfig:
     """
     if small.fused_tensors:
         raise UnsupportedArchitecture("checkpoints with fused tensors (phi3) cannot be grown")
+    if small.output_norms:
+        raise UnsupportedArchitecture("checkpoints with norms behind their blocks (gemma) cannot be grown")
     vocab_size = small.vocab_size if shape.vocab_size is None else shape.vocab_size
     tied = small.tie_word_embeddings if shape.tie_word_embeddings is None else shape.tie_word_embeddings
     shape = replace(shape, vocab_size=vocab_size, tie_word_embeddings=tied)

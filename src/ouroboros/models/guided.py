@@ -25,35 +25,47 @@ class GuidedModel:
 
     Args:
         model: the model that is asked twice. scale: 1 leaves its answers as they are; more stresses the prompt.
-        prompt, negative: token ids, at least one each, within the model's context.
+        prompt, negative: token ids, at least one each, within the model's context. second: what is asked for the
+            negative context, where ``model`` is not.
     """
 
-    def __init__(self, model: CausalModel, scale: float, prompt: Sequence[int], negative: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        scale: float,
+        prompt: Sequence[int],
+        negative: Sequence[int],
+        second: CausalModel | None = None,
+    ) -> None:
         self._model = model
+        self._second = second or model
         self._scale = scale
         self._frame = _Frame(len(prompt) - 1, tuple(negative))
         longer = max(0, len(negative) - len(prompt))  # the negative context is ahead by so much
         work = replace(model.info.work, cache_bytes=2 * model.info.work.cache_bytes)
-        positions = model.info.max_positions - longer
+        positions = min(model.info.max_positions, self._second.info.max_positions - longer)
         self.info = replace(model.info, max_positions=positions, part_of_text=False, work=work, mixes=False)
 
     def open(self) -> _GuidedSlot:
-        slot = _GuidedSlot(self._model.open(), self._model.open(), self._frame)
-        if len(self._frame.negative) <= self._model.info.max_positions:  # else no prompt fits, and nothing is scored
-            self._model.prefill(slot.negative, self._frame.negative[:-1])
+        slot = _GuidedSlot(self._model.open(), self._second.open(), self._frame)
+        if len(self._frame.negative) <= self._second.info.max_positions:  # else no prompt fits, and nothing is scored
+            self._second.prefill(slot.negative, self._frame.negative[:-1])
         return slot
 
     def prefill(self, slot: Slot, token_ids: Sequence[int]) -> None:
         own = _own(slot)
         others = self._frame.translate(own.length, token_ids)
         self._model.prefill(own.positive, token_ids)
-        self._model.prefill(own.negative, others)
+        self._second.prefill(own.negative, others)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         slots = [_own(request.slot) for request in requests]
         positive = [replace(r, slot=slot.positive) for r, slot in zip(requests, slots, strict=True)]
         negative = [self._frame.request(r, slot) for r, slot in zip(requests, slots, strict=True)]
-        logits = self._model.score([*positive, *negative])
+        if self._second is self._model:
+            logits = self._model.score([*positive, *negative])
+        else:
+            logits = [*self._model.score(positive), *self._second.score(negative)]
         pairs = zip(logits[: len(requests)], logits[len(requests) :], strict=True)
         return [_guided(yes_RV, no_RV, self._scale) for yes_RV, no_RV in pairs]
 

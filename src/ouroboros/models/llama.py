@@ -23,9 +23,10 @@ from ouroboros.models.kernels import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
+from ouroboros.models.packed import STORED, stored_bytes
 from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
 from ouroboros.models.static import StaticDecoder
-from ouroboros.models.weights import Reader, WeightSource
+from ouroboros.models.weights import Reader, StoredSource, WeightSource
 
 __all__ = ["ENGINES", "Decoder", "LlamaModel", "WeightSource", "check_engine"]
 
@@ -46,7 +47,7 @@ class LlamaModel:
 
     Args:
         config: the mathematics. weights: the checkpoint's tensors; each is converted and let go at once.
-        eos_token_ids, grown: kept for ``info``. precision, device: how and where to compute.
+        eos_token_ids, grown, stored: kept for ``info``. precision, device: how and where to compute.
         engine: ``auto``: the fastest there is; ``kernels``; ``packed`` or ``plain``: PyTorch's operators (linear.py);
             ``static``: these in fixed shapes, on CUDA as graphs (static.py).
 
@@ -64,6 +65,7 @@ class LlamaModel:
         device: torch.device,
         engine: str = "auto",
         grown: str | None = None,
+        stored: str | None = None,
     ) -> None:
         reader = Reader(config, weights, precision.rows, device)
         self.config = config
@@ -82,7 +84,8 @@ class LlamaModel:
             engine=computes,
             mixes=True,
             grown=grown,
-            work=_work(config, precision),
+            stored=stored,
+            work=_work(reader, precision),
         )
 
     def open(self) -> KVCache:
@@ -111,15 +114,22 @@ class LlamaModel:
         return list(self._decoder.forward(blocks, wanted).split(counts))
 
 
-def _work(config: DecoderConfig, precision: Precision) -> Work:
+def _work(reader: Reader, precision: Precision) -> Work:
     """What a forward reads and multiplies: all matrices once, the output matrix among them."""
+    config, source = reader.config, reader.source
     matrices = {name: shape for name, shape in config.shapes().items() if len(shape) == 2}
     embedding = matrices.pop("model.embed_tokens.weight")  # one row of it is read for each token
+    if precision.weights == STORED and isinstance(source, StoredSource):
+        tied = config.tie_word_embeddings
+        names = [*matrices, "model.embed_tokens.weight"] if tied else matrices
+        read = sum(stored_bytes(source, name) for name in names)
     matrices["lm_head.weight"] = matrices.get("lm_head.weight", embedding)
+    if precision.weights != STORED:
+        read = weight_bytes(matrices, precision.weights)
     size = precision.rows.itemsize
     layers, heads = config.num_hidden_layers, config.num_attention_heads * config.head_dim
     return Work(
-        bytes=weight_bytes(matrices, precision.weights),
+        bytes=read,
         products=sum(math.prod(shape) for shape in matrices.values()),
         cache_bytes=2 * layers * config.num_key_value_heads * config.head_dim * size,
         cache_products=2 * layers * heads,

@@ -13,12 +13,14 @@ import torch
 from ouroboros.errors import InputError, LoadError
 from ouroboros.models.checkpoint import Checkpoint, module_checkpoint, read_directory, resolve
 from ouroboros.models.families import parse_config
+from ouroboros.models.gguf import GGUFTensors, read_gguf
 from ouroboros.models.kernels import unsupported
 from ouroboros.models.linear import packs
 from ouroboros.models.llama import LlamaModel
 from ouroboros.models.memory import available_memory, check_memory
+from ouroboros.models.packed import STORED, stored_bytes
 from ouroboros.models.quantised import QUANTISED, Precision, weight_bytes
-from ouroboros.models.sound import EMBEDDING, check_model
+from ouroboros.models.sound import EMBEDDING, check_model, check_tensors
 from ouroboros.models.tensors import DTYPES, Tensors, stored_dtype
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "stored_dtype",
 ]
 
+FP32 = torch.float32
 SMALL = 64_000_000  # parameters: below this a CPU loses nothing by computing in float32, and rounds less
 
 
@@ -74,15 +77,16 @@ def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, d
 
 
 def load_directory(path: Path, dtype: str | torch.dtype, device: torch.device, engine: str = "auto") -> LlamaModel:
-    """Loads a checkpoint in Hugging Face layout. ``dtype``: of DTYPES, or QUANTISED (weights alone); ``engine``: see
-    LlamaModel.
+    """Loads a checkpoint in Hugging Face layout, or a GGUF file.
+
+    ``dtype``: of DTYPES, or QUANTISED (weights alone); ``engine``: see LlamaModel.
 
     Raises:
         UnsupportedArchitecture: the native decoder does not compute this model.
         LoadError: config or tensors are missing, damaged or of wrong shapes, or the weights do not fit into memory.
         InputError: unknown dtype or engine.
     """
-    checkpoint = read_directory(path)
+    checkpoint = read_gguf(path) if path.is_file() else read_directory(path)
     try:
         return build(checkpoint, checkpoint.weights, dtype, device, engine)
     except LoadError as error:
@@ -117,11 +121,19 @@ def build(
         InputError: unknown dtype.
     """
     config = checkpoint.config
+    if isinstance(weights, GGUFTensors) and dtype in ("auto", STORED) and engine in ("auto", "kernels"):
+        reason = unsupported(config, FP32, device, STORED)
+        if reason is None:
+            return _as_stored(checkpoint, weights, device)
+        if dtype == STORED:
+            raise InputError(f"dtype {STORED} cannot be had here: {reason}")
     shapes = {name: shape for name, shape in config.shapes().items() if weights.shape(name) == shape}
     rounded = dtype in QUANTISED
     parameters = sum(math.prod(shape) for shape in shapes.values())
     kind = pick_dtype("bfloat16" if rounded else dtype, weights.dtype, parameters, device)
     precision = Precision.of(str(dtype) if rounded else kind)
+    if isinstance(weights, GGUFTensors):
+        weights = weights.rounded(kind)
     available = available_memory(device)
     needed = weight_bytes(shapes, precision.weights)
     if not rounded:
@@ -134,7 +146,23 @@ def build(
         needed -= 0 if copies else shared
     check_memory(needed, available, device, precision.weights)
     eos = checkpoint.eos_token_ids
-    model = LlamaModel(config, weights, eos, precision, device, engine, checkpoint.grown)
+    model = LlamaModel(config, weights, eos, precision, device, engine, checkpoint.grown, checkpoint.stored)
     embedding = None if config.tie_word_embeddings else EMBEDDING
     check_model(model, shapes, weights.get, checkpoint.grown is not None, rounded, embedding)
+    return model
+
+
+def _as_stored(checkpoint: Checkpoint, weights: GGUFTensors, device: torch.device) -> LlamaModel:
+    """With weights as the file holds them."""
+    config = checkpoint.config
+    shapes = config.shapes()
+    needed = sum(stored_bytes(weights, name) for name, shape in shapes.items() if len(shape) == 2)
+    check_memory(needed, available_memory(device), device, STORED)
+    precision = Precision(FP32, STORED)
+    model = LlamaModel(
+        config, weights, checkpoint.eos_token_ids, precision, device, "kernels", checkpoint.grown, checkpoint.stored
+    )
+    check_model(model, shapes, weights.get, embedding=None)
+    if not config.tie_word_embeddings and not weights.stored(EMBEDDING).finite():
+        check_tensors([EMBEDDING], weights.get)  # which says what it found
     return model

@@ -60,11 +60,11 @@ class RecordedModel:
         self.recording = Recording() if recording is None else recording
         self.forwards = 0
         self.scored: list[tuple[int, int]] = []
-        self._model = model
+        self._context = Context(model)  # all slots': texts that begin alike are read once
         self._ask = ask
 
     def open(self) -> _RecordedSlot:
-        return _RecordedSlot(self.recording.start, self._model)
+        return _RecordedSlot(self.recording.start)
 
     def prefill(self, slot: Slot, token_ids: Sequence[int]) -> None:
         own = _own(slot)
@@ -95,14 +95,14 @@ class RecordedModel:
         kept = sorted({node for row in missing for node in tree.path(row)})
         index = {node: place for place, node in enumerate(kept)}
         text = [*slot.tokens, tree.tokens[0]]
-        behind = slot.context.follow(text)
+        behind = self._context.follow(text)
         if len(behind) > CATCH_UP:
-            slot.context.prefill(text)
+            self._context.prefill(text)
             behind = ()
         wanted = [index[row] for row in missing]
-        request = ScoreRequest(slot.context.slot, tree.select(kept), wanted, behind)
+        request = ScoreRequest(self._context.slot, tree.select(kept), wanted, behind)
         self.forwards += 1
-        for row, row_V in zip(missing, self._model.score([request])[0], strict=True):
+        for row, row_V in zip(missing, self._context.model.score([request])[0], strict=True):
             place = slot.nodes[row]
             if place.row_V is None:
                 self.recording.rows += 1
@@ -110,13 +110,11 @@ class RecordedModel:
 
 
 class _RecordedSlot:
-    """One sequence (see base.Slot). ``tokens``: committed. ``nodes``: the places of the pending nodes. ``context``: of
-    the model behind, which holds some beginning of a text."""
+    """One sequence (see base.Slot). ``tokens``: committed. ``nodes``: the places of the pending nodes."""
 
-    def __init__(self, start: _Place, model: CausalModel) -> None:
+    def __init__(self, start: _Place) -> None:
         self.tokens: list[int] = []
         self.nodes: list[_Place] = []
-        self.context = Context(model)
         self._places = [start]  # behind nothing, behind the first token, and so on
         self._tree = TokenTree(0)
 
@@ -155,7 +153,7 @@ class _RecordedSlot:
         del self.tokens[length:], self._places[length + 1 :]
 
     def fork(self, length: int) -> _RecordedSlot:
-        copy = _RecordedSlot(self._places[0], self.context.model)
+        copy = _RecordedSlot(self._places[0])
         copy.write(self.tokens[:length])
         return copy
 

@@ -6,7 +6,7 @@ Tensor names: H heads, N rows, D head size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +35,18 @@ def _number(scaling: Mapping[str, object], name: str, default: float | None = No
     return float(value)
 
 
+def _factors(scaling: Mapping[str, object], head_size: int) -> Tensor:
+    values = scaling.get("factors")
+    known = isinstance(values, Sequence) and all(isinstance(x, float) and 0 < x < math.inf for x in values)
+    if not known or len(values) < head_size // 2:  # type: ignore[arg-type]
+        raise LoadError(f"rope factors must be {head_size // 2} numbers above 0, not {values!r:.80}")
+    return torch.tensor(values)[: head_size // 2]
+
+
 def rotary_frequencies(head_size: int, scaling: Mapping[str, object], max_positions: int) -> tuple[Tensor, float]:
     """Inverse frequencies fp32 [D/2] and the factor on cos and sin, for the rope types whose angles do not depend on
-    the length of the input: default, linear (kaiokendev 2023), llama3 (Meta 2024) and yarn (Peng et al. 2023).
+    the length of the input: default, linear (kaiokendev 2023), llama3 (Meta 2024) and yarn (Peng et al. 2023); and
+    ``factors``, which are the divisors themselves, one for each frequency, as GGUF files have them.
 
     Raises:
         UnsupportedArchitecture: another rope type. LoadError: a number that is missing or makes no sense.
@@ -47,6 +56,8 @@ def rotary_frequencies(head_size: int, scaling: Mapping[str, object], max_positi
     inverse = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size)
     if kind == "default":
         return inverse, 1.0
+    if kind == "factors":
+        return inverse / _factors(scaling, head_size), _number(scaling, "attention_factor", 1.0)
     if kind not in ("linear", "llama3", "yarn"):
         reason = (
             ": it changes earlier tokens' keys as the text grows, and a cache keeps them" if kind in GROWING else ""

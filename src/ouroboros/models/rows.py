@@ -52,7 +52,8 @@ def keep(buffers: Iterable[Tensor], base: int, path: Sequence[int]) -> None:
             *blocks, capacity, size = buffer.shape
             row = size * buffer.element_size()
             at = nodes.buffer_info()[0]
-            found.ouroboros_keep(buffer.data_ptr(), math.prod(blocks), capacity * row, row, base, at, len(path))
+            kept = found.ouroboros_keep(buffer.data_ptr(), math.prod(blocks), capacity * row, row, base, at, len(path))
+            assert kept, f"rows {base} + {list(path)} do not lie within {capacity}"
         else:
             others.append(buffer)
     if others:

@@ -99,16 +99,17 @@ class StaticDecoder:
         tokens, positions, places, wanted, region_positions, root, tree_NR = inputs.split(_sizes(shape))
         tree_NR = tree_NR.view(rows, region)
         masks = self._masks(positions, root, region_positions, tree_NR, span)
-        cos_ND, sin_ND = (table[positions] for table in operators.tables)
+        turns = [table[positions] for table in operators.tables]
 
         def attention(i: int, q_HND: Tensor, k_HND: Tensor, v_HND: Tensor) -> Tensor:
             keys, values = buffer[i]
             keys.index_copy_(1, places, k_HND)
             values.index_copy_(1, places, v_HND)
             mask = masks[operators.layers[i].window]
-            return attend_folded(q_HND, keys[:, :span], values[:, :span], mask, config.attention_scale)
+            scale, cap = config.attention_scale, config.attention_softcap
+            return attend_folded(q_HND, keys[:, :span], values[:, :span], mask, scale, cap)
 
-        x_NE = operators.run(tokens, cos_ND, sin_ND, attention)
+        x_NE = operators.run(tokens, turns, attention)
         return operators.logits(x_NE[wanted])
 
     def _masks(
@@ -135,7 +136,7 @@ class StaticDecoder:
 class _Graph:
     """A captured forward, which writes to ``logits``; what it reads and writes lies where it lay at the capture."""
 
-    tables: tuple[Tensor, Tensor]
+    tables: tuple[Tensor, ...]
     buffer: Tensor
 
     def __init__(self, compute: Callable[[Tensor], Tensor], inputs: Tensor, logits: Tensor, memory: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ouroboros.models.memory import available_memory, check_memory
 from ouroboros.models.sound import check_model, check_tensors, check_zeros
 from ouroboros.models.transformers_config import check_config, check_kind, class_name
 from ouroboros.models.transformers_model import TransformersModel
-from ouroboros.models.transformers_probe import adapt
+from ouroboros.models.transformers_probe import Make, adapt
 
 __all__ = ["load_pretrained", "wrap_module"]
 
@@ -96,8 +97,12 @@ def _check_memory(
         check_memory(parameters * kind.itemsize, available_memory(CPU), CPU, kind)
 
 
-def wrap_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) -> TransformersModel:
-    """Serves a loaded transformers model as it is, where it is; puts it into evaluation mode.
+def wrap_module(
+    module: torch.nn.Module, dtype: str | torch.dtype, device: str, past_end: bool = False
+) -> TransformersModel:
+    """Serves a loaded transformers model as it is, where it is; it keeps the mode it is in.
+
+    ``past_end``: it may go on past the positions that it was made for, where its forward does.
 
     Raises:
         LoadError: no causal language model of transformers, or not to be rolled back.
@@ -112,7 +117,7 @@ def wrap_module(module: torch.nn.Module, dtype: str | torch.dtype, device: str) 
     if device != "auto" and torch.device(device) != module.device:
         raise InputError(f"the loaded {name} is on {module.device}; device must be auto or that, not {device!r}")
     try:
-        return _sound(module)
+        return _sound(module, partial(TransformersModel, past_end=past_end))
     except LoadError as error:
         raise LoadError(f"cannot use the loaded {name}: {error}") from error
 
@@ -127,12 +132,12 @@ def _check_unexpected(module: torch.nn.Module, names: Iterable[str]) -> None:
             raise LoadError(f"tensor {name!r} is none that the architecture with this config.json has")
 
 
-def _sound(module: Any) -> TransformersModel:
+def _sound(module: Any, make: Make = TransformersModel) -> TransformersModel:
     """The adapted model, if its weights are numbers (see sound.py)."""
     tensors = dict(module.named_parameters())
     known = not any(tensor.is_meta for tensor in tensors.values())
     try:
-        model = adapt(module)
+        model = adapt(module, make)
     except LoadError:
         if known:  # two ways to compute what is no number never agree: this is said where it is the reason
             check_tensors(tensors, tensors.__getitem__)

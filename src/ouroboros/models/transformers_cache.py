@@ -6,16 +6,16 @@ written holds the committed rows, then the pending ones, and nobody but the mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 from ouroboros.models.rows import grown, keep
 
-__all__ = ["RowSlot"]
+__all__ = ["RowSlot", "states"]
 
 STEP = 256  # rows by which a layer's buffer grows at least
 
@@ -54,13 +54,69 @@ class _RowLayer(DynamicLayer):
         return keys, values
 
 
-class RowSlot:
-    """See base.Slot. ``cache`` is what the model's forward is given."""
+class _RowCache(DynamicCache):
+    """Libraries that put rows of their own in a cache ask whether it is of this kind."""
 
     def __init__(self) -> None:
-        self.cache = Cache(layer_class_to_replicate=_RowLayer)
+        super().__init__()
+        self.layer_class_to_replicate = _RowLayer
+
+
+def states(cache: Cache) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The number, keys and values of each layer that was written."""
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
+            assert isinstance(layer.keys, Tensor) and isinstance(layer.values, Tensor)
+            yield index, layer.keys, layer.values
+
+
+class RowSlot:
+    """See base.Slot. ``cache`` is what the model's forward is given.
+
+    Attributes:
+        ahead: how far position ids are ahead of the rows' numbers; [..., 1, 1] where a position is several numbers.
+        beside: further inputs of the forward, [1, 1] each, the same for every row.
+    """
+
+    def __init__(self) -> None:
+        self.cache = _RowCache()
         self.length = 0
         self.pending = 0
+        self.ahead: int | Tensor = 0
+        self.beside: dict[str, Tensor] = {}
+
+    @property
+    def shifted(self) -> bool:
+        """Whether its rows have positions or inputs of their own."""
+        return bool(self.beside) or isinstance(self.ahead, Tensor) or self.ahead != 0
+
+    @classmethod
+    def of(cls, cache: Cache, rows: int, sequence: int | None = None, kept: Tensor | None = None) -> RowSlot:
+        """Committed rows from another cache, copied.
+
+        Args:
+            cache: its layers hold keys and values [sequences, heads, rows, size]. rows: how many each had; of layers
+                that hold the last ones alone the others are zeros, which nobody sees. sequence: one of them; None: all.
+            kept: the numbers of those that count, ascending; None: all.
+        """
+        slot = cls()
+        chosen = slice(None) if sequence is None else slice(sequence, sequence + 1)
+
+        def taken(states: Tensor) -> Tensor:
+            part = states[chosen]
+            lost = part.new_zeros((*part.shape[:2], rows - part.shape[2], part.shape[3]))
+            part = torch.cat((lost, part), dim=2)
+            return part if kept is None else part.index_select(2, kept.to(part.device))
+
+        for index, keys, values in states(cache):
+            slot.cache.update(taken(keys), taken(values), index)
+        slot.length = rows if kept is None else len(kept)
+        return slot
+
+    def reopen(self) -> None:
+        """The last committed row becomes pending: the root of a tree, scored already."""
+        assert self.pending == 0 < self.length
+        self.length, self.pending = self.length - 1, 1
 
     @property
     def rows(self) -> set[int]:
@@ -76,7 +132,7 @@ class RowSlot:
         self.length += committed
         self.pending += pending
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def commit(self, path: Sequence[int]) -> None:
         assert not path or path[-1] < self.pending
         keep((buffer for layer in self._layers for buffer in layer.buffers), self.length, path)
@@ -90,7 +146,7 @@ class RowSlot:
         assert 0 <= length <= self.length, f"cannot rewind from {self.length} to {length}"
         self._cut(length, 0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def fork(self, length: int) -> RowSlot:
         assert 0 <= length <= self.length, f"cannot copy {length} rows of {self.length}"
         copy = RowSlot()
@@ -98,6 +154,7 @@ class RowSlot:
             if isinstance(layer, _RowLayer) and layer.is_initialized:
                 keys, values = (buffer[:, :, :length] for buffer in layer.buffers)
                 copy.cache.update(keys, values, number)
+        copy.ahead, copy.beside = self.ahead, dict(self.beside)
         copy.advance(length, 0)
         return copy
 

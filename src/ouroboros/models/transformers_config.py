@@ -23,6 +23,7 @@ __all__ = [
     "mask_kinds",
     "max_positions",
     "narrowed",
+    "positions_end",
     "unknown_window",
 ]
 
@@ -30,6 +31,8 @@ UNLIMITED = 2**31 - 1  # max_positions of a model that has none
 ROW_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # hold one row a token, and nothing else
 NO_LAYERS = {"mlp", "moe"}  # hold nothing
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind → config's name
+# Kinds of rotary angles that a position alone decides, however long the text is.
+STEADY = {"default", "linear", "llama3", "yarn", "proportional"}
 NARROW = 5  # windows are as narrow as this during a test, so that its texts reach past them
 
 
@@ -100,12 +103,25 @@ def max_positions(config: transformers.PretrainedConfig) -> int:
     """The positions that the model has, or for which its angles do not depend on the length of the text."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
     sizes = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in (ropes, *ropes.values()):
-        if isinstance(rope, Mapping) and rope.get("rope_type") == "longrope":
+    for rope in _ropes(config):
+        if rope["rope_type"] == "longrope":
             original = rope.get("original_max_position_embeddings")
             sizes += [original] if isinstance(original, int) else []
     return min(sizes, default=UNLIMITED)
+
+
+def positions_end(config: transformers.PretrainedConfig) -> int:
+    """How far the model's own forward goes on: past ``max_positions`` where its angles are those of a position alone
+    and no table has an end."""
+    ropes = _ropes(config)
+    steady = ropes and all(rope["rope_type"] in STEADY for rope in ropes)
+    return UNLIMITED if steady else max_positions(config)
+
+
+def _ropes(config: transformers.PretrainedConfig) -> list[Mapping[str, object]]:
+    """What the config says of rotary angles, for all layers or for each kind."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    return [rope for rope in (ropes, *ropes.values()) if isinstance(rope, Mapping) and "rope_type" in rope]
 
 
 def end_tokens(module: transformers.PreTrainedModel) -> frozenset[int]:

@@ -23,10 +23,10 @@ from ouroboros.models.transformers_config import (
     narrowed,
     unknown_window,
 )
-from ouroboros.models.transformers_model import MaskForm, TransformersModel
+from ouroboros.models.transformers_model import MaskForm, TransformersModel, evaluating
 from ouroboros.tree import Origin, TokenTree
 
-__all__ = ["adapt"]
+__all__ = ["Make", "adapt"]
 
 MASKED = {"eager", "sdpa"}  # implementations of attention that take any additive mask
 # What two ways of computing the same logits may differ by, in parts of the logits' scale. In the short types a mixture
@@ -47,16 +47,20 @@ class _Truth:
     logits: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and no inference mode: tables that a module makes and keeps in its first forward are trained with
 def adapt(module: transformers.PreTrainedModel, make: Make = TransformersModel) -> TransformersModel:
-    """A loaded model behind the protocol, with what it has been found to take. Puts it into evaluation mode.
+    """A loaded model behind the protocol, with what it has been found to take; it keeps the mode it is in.
 
     Raises:
         LoadError: its answers depend on later tokens, or on a state that cannot be rolled back.
     """
     check_config(module.config)
     check_module(module)
-    module.eval()
+    with evaluating(module):
+        return _adapt(module, make)
+
+
+def _adapt(module: transformers.PreTrainedModel, make: Make) -> TransformersModel:
     config = module.config.get_text_config(decoder=True)
     matrix = module.get_input_embeddings().weight
     assert isinstance(matrix, Tensor)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from ouroboros.errors import InputError
 from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["Found", "Phrase", "PhrasePool"]
@@ -116,6 +117,8 @@ class PhrasePool:
         self.max_tokens = max_tokens
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
         self._count = 0
+        self._vocabulary: str | None = None
+        self._below: int | None = None  # what every token is below, as far as anyone has said
 
     def __len__(self) -> int:
         """Phrases in the pool; one that is known under several keys counts once for each."""
@@ -130,6 +133,26 @@ class PhrasePool:
         for key, bucket in self._buckets.items():
             for phrase in bucket.phrases:
                 yield key, phrase
+
+    def check(self, vocab_size: int, vocabulary: str | None = None) -> None:
+        """Binds the pool to a vocabulary: its first user's.
+
+        Args:
+            vocab_size: every token's id must be below it. vocabulary: what tells it from others, where that is known.
+
+        Raises:
+            InputError: the pool holds another token, or belongs to another vocabulary.
+        """
+        if vocabulary is not None:
+            if self._vocabulary not in (None, vocabulary):
+                raise InputError("the PhrasePool belongs to another vocabulary than the target model's")
+            self._vocabulary = vocabulary
+        if self._below is None or self._below > vocab_size:
+            for key, phrase in self.items():
+                largest = max((*key, *phrase.tokens))
+                if largest >= vocab_size:
+                    raise InputError(f"the PhrasePool holds the token id {largest}; allowed are 0 to {vocab_size - 1}")
+        self._below = max(self._below or 0, vocab_size)
 
     def insert(self, context: Sequence[int], tokens: Sequence[int], origin: Origin, again: bool = False) -> None:
         """Learns that ``tokens`` followed ``context``, under the last tokens of it.

@@ -22,7 +22,7 @@ class Choices:
 
 
 def choices(scores_RV: Tensor, count: int, pairs: Sequence[tuple[int, int]] = ()) -> Choices:
-    """The ``count`` likeliest tokens of each row, and how likely they are.
+    """The ``count`` likeliest tokens of each row, and how likely they are: not at all, in a row with NaN or infinity.
 
     Args:
         scores_RV: log-probabilities up to a constant of each row, fp32 or fp64; -inf for what cannot be. pairs: (row,
@@ -30,7 +30,7 @@ def choices(scores_RV: Tensor, count: int, pairs: Sequence[tuple[int, int]] = ()
     """
     count = min(count, scores_RV.shape[-1])
     if scores_RV.device.type != "cpu":
-        probs_RV = scores_RV.softmax(-1)
+        probs_RV = scores_RV.softmax(-1).nan_to_num_(nan=0.0)
         top = probs_RV.topk(count, dim=-1)
         asked: list[float] = []
         if pairs:
@@ -38,9 +38,12 @@ def choices(scores_RV: Tensor, count: int, pairs: Sequence[tuple[int, int]] = ()
             asked = probs_RV[index[:, 0], index[:, 1]].tolist()
         return Choices(top.indices.tolist(), top.values.tolist(), asked)
     host_RV = scores_RV.numpy()
-    weights_RV = host_RV - host_RV.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        weights_RV = host_RV - host_RV.max(-1, keepdims=True)
     np.exp(weights_RV, out=weights_RV)
     sums_R = weights_RV.sum(-1)
+    broken_R = ~np.isfinite(sums_R)
+    weights_RV[broken_R], sums_R[broken_R] = 0.0, 1.0
     asked = [float(weights_RV[row, token] / sums_R[row]) for row, token in pairs]
     rows_R = np.arange(len(weights_RV))
     tokens, probs = [], []

@@ -37,7 +37,8 @@ def _penalised(scores_N: Floats, outputs_N: Integers, params: SamplingParams) ->
     type_ = scores_N.dtype.type
     if params.repetition_penalty != 1:
         penalty = type_(params.repetition_penalty)
-        scores_N = np.where(scores_N < 0, scores_N * penalty, scores_N / penalty)
+        with np.errstate(over="ignore"):  # of what is beyond the range of floats already, nearly
+            scores_N = np.where(scores_N < 0, scores_N * penalty, scores_N / penalty)
     if params.presence_penalty or params.frequency_penalty:
         minus_N = params.presence_penalty * (outputs_N > 0) + params.frequency_penalty * outputs_N
         scores_N = scores_N - minus_N.astype(type_)

@@ -53,7 +53,9 @@ def guess(
         return None
     count = min(count, len(ids))
     best, chances = array("i", bytes(4 * count)), array("f", bytes(4 * count))
-    found.ouroboros_guess(seed, position, temperature, len(ids), _at(ids), _at(logs), count, _at(best), _at(chances))
+    sizes = len(ids), _at(ids), _at(logs)
+    if not found.ouroboros_guess(seed, position, temperature, *sizes, count, _at(best), _at(chances)):
+        return None
     return best.tolist(), chances.tolist()
 
 

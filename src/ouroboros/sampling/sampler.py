@@ -27,6 +27,7 @@ from ouroboros.sampling.histories import Histories, Text
 from ouroboros.sampling.noise import gumbel_noise
 from ouroboros.sampling.penalties import penalise
 from ouroboros.sampling.rows import Chosen, choose, guess, noise
+from ouroboros.sampling.sound import check_processed, share
 from ouroboros.sampling.threads import on_this_thread
 from ouroboros.sampling.warping import Survivors, survivors
 
@@ -129,7 +130,8 @@ class Sampler:
         count: int,
         pairs: Sequence[tuple[int, int]] = (),
     ) -> Choices:
-        """The ``count`` likeliest draws of each row and how likely the logits with noise make them; see ``draw``.
+        """The ``count`` likeliest draws of each row and how likely the logits with noise make them; see ``draw``. Of a
+        row with NaN or infinity nothing is likely.
 
         Args:
             pairs: (row, token) whose probabilities are asked for as well.
@@ -138,21 +140,22 @@ class Sampler:
         if chosen is None:
             return choices(self.perturbed(logits_RV, positions, histories), count, pairs)
         probs = [
-            [math.exp(score - row[0]) / total for score in row]
+            [share(score, row[0], total) for score in row]
             for row, total in zip(chosen.scores, chosen.sums, strict=True)
         ]
         asked = [
-            math.exp(score - chosen.scores[row][0]) / chosen.sums[row]
+            share(score, chosen.scores[row][0], chosen.sums[row])
             for (row, _), score in zip(pairs, chosen.asked, strict=True)
         ]
         return Choices(chosen.ids, probs, asked)
 
     def likeliest(self, logits_RV: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-        """The ``count`` likeliest tokens of each raw row, best first, and their log-probabilities at temperature 1."""
+        """The ``count`` likeliest tokens of each raw row, best first, and their log-probabilities at temperature 1; NaN
+        where the row holds NaN or infinity."""
         found = choose(logits_RV, self.vocab_size, count, pairs=())
         if found is not None:
             logs = [
-                [score - row[0] - math.log(total) for score in row]
+                [score - row[0] - (math.log(total) if total > 0 else math.nan) for score in row]
                 for row, total in zip(found.scores, found.sums, strict=True)
             ]
             return found.ids, logs
@@ -245,7 +248,8 @@ class Sampler:
             ids_BL = torch.from_numpy(np.concatenate((base_BL, tails_BL), axis=-1)).to(scores_RV.device)
             scores_BV = scores_RV[rows]
             for processor in self.processors:
-                scores_BV = processor(ids_BL, scores_BV)
+                before_BV, scores_BV = scores_BV, processor(ids_BL, scores_BV)
+                check_processed(processor, before_BV, scores_BV)
             out_RV[rows] = scores_BV.to(out_RV.dtype)
         return out_RV
 

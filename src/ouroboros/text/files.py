@@ -1,4 +1,4 @@
-"""A tokenizer read from a directory: by transformers' own classes alone, never by code that lies beside it."""
+"""A tokenizer read from files: by transformers' own classes alone, never by code that lies beside them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from ouroboros.errors import LoadError
 from ouroboros.files import check_directory, read_json
+from ouroboros.models.gguf_file import GGUFFile
+from ouroboros.text.gguf_tokenizer import build_tokenizer, chat_template, special_tokens
 
 __all__ = ["NAMES", "read_tokenizer"]
 
@@ -25,13 +27,35 @@ NAMES = (
 PROBE = "a \u0378 \U0010fffd"  # letters that hardly a vocabulary has: those without bytes need an unknown token
 
 
-def read_tokenizer(directory: Path) -> Any:
-    """A transformers tokenizer.
+def read_tokenizer(path: Path) -> Any:
+    """A transformers tokenizer, from a directory or a GGUF file.
 
     Raises:
         LoadError: it asks for Python code of its own, or cannot encode every text.
         Exception: whatever transformers makes of broken files.
     """
+    found = _of_gguf(path) if path.is_file() else _of_directory(path)
+    try:
+        found.encode(PROBE)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:100]
+        raise LoadError(f"it cannot encode every text ({reason}): it needs bytes or an unknown token") from error
+    return found
+
+
+def _of_gguf(path: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    metadata = GGUFFile(path).metadata
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(metadata),
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template(metadata),
+        **special_tokens(metadata),
+    )
+
+
+def _of_directory(directory: Path) -> Any:
     check_directory(directory)
     settings = read_json(directory / "tokenizer_config.json") or {}
     model = read_json(directory / "config.json") or {}
@@ -43,13 +67,7 @@ def read_tokenizer(directory: Path) -> Any:
                 f"{file} asks for Python code of the checkpoint's own (auto_map: {code!r:.80}), which is never run: "
                 "give tokenizer= another one"
             )
-    found = _read(directory, settings, model)
-    try:
-        found.encode(PROBE)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:100]
-        raise LoadError(f"it cannot encode every text ({reason}): it needs bytes or an unknown token") from error
-    return found
+    return _read(directory, settings, model)
 
 
 def _read(directory: Path, settings: dict[str, object], model: dict[str, object]) -> Any:

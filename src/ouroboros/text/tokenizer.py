@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError, LoadError
+from ouroboros.models.gguf_reader import is_gguf
 from ouroboros.text.chat import ChatEncoder
 from ouroboros.text.files import NAMES, read_tokenizer
 
@@ -41,15 +42,15 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> Tokenizer | None:
-        """The tokenizer whose files lie in ``path``, or None where there are none.
+        """The tokenizer whose files lie in ``path``, or that a GGUF file describes; None where there is none.
 
         Raises:
-            LoadError: the path is no directory, the files are broken, or ask for Python code of their own.
+            LoadError: the path is neither, the files are broken, or ask for Python code of their own.
         """
         directory = Path(path)
-        if not directory.is_dir():
-            raise LoadError(f"tokenizer must be a directory with tokenizer files, not {str(path)!r}")
-        if not any((directory / name).is_file() for name in NAMES):
+        if not directory.is_dir() and not (directory.exists() and is_gguf(directory)):
+            raise LoadError(f"tokenizer must be a directory with tokenizer files or a GGUF file, not {str(path)!r}")
+        if directory.is_dir() and not any((directory / name).is_file() for name in NAMES):
             return None
         try:
             return cls(read_tokenizer(directory))

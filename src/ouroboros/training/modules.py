@@ -18,10 +18,12 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
-from ouroboros.errors import InputError, LoadError
+from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.files import check_directory, read_json
 from ouroboros.models.checkpoint import check_code
+from ouroboros.models.gguf import read_gguf
 from ouroboros.models.transformers_config import class_name
+from ouroboros.text import Tokenizer
 from ouroboros.training.settings import DistillSettings
 
 __all__ = ["Sizes", "choose_sizes", "kept_layers", "new_module", "prune", "read_module", "stored_dtype", "write_module"]
@@ -57,6 +59,8 @@ def read_module(path: Path, dtype: torch.dtype | str, device: torch.device) -> A
         LoadError: no causal language model that transformers can load.
     """
     try:
+        if path.is_file():
+            return _of_gguf(path, dtype).to(device).eval()
         check_directory(path)
         raw = read_json(path / "config.json") or {}
         check_code(raw, class_name(raw.get("model_type")))
@@ -71,6 +75,25 @@ def read_module(path: Path, dtype: torch.dtype | str, device: torch.device) -> A
     except LoadError as error:
         raise LoadError(f"cannot train with {str(path)!r}: {error}") from error
     return module.to(device).eval()
+
+
+def _of_gguf(path: Path, dtype: torch.dtype | str) -> Any:
+    """transformers' module of a GGUF file's family with the file's numbers."""
+    checkpoint = read_gguf(path)
+    config, kind = checkpoint.config, checkpoint.weights.dtype if dtype == "auto" else dtype
+    if config.rope["rope_type"] != "default":
+        raise UnsupportedArchitecture(f"rope scaling {config.rope['rope_type']!r} of a GGUF file is not trained with")
+    raw: dict[str, Any] = {name: value for name, value in checkpoint.raw.items() if value is not None}
+    raw["eos_token_id"] = sorted(checkpoint.eos_token_ids)
+    module = _quietly(
+        transformers.AutoModelForCausalLM.from_config, transformers.AutoConfig.for_model(**raw), dtype=kind
+    )
+    offset = 1.0 if config.output_norms else 0.0  # such a file's gains are stored with the 1 that Gemma adds
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            numbers = checkpoint.weights.get(name)
+            parameter.copy_(numbers - offset if "norm" in name else numbers)
+    return module
 
 
 def stored_dtype(path: Path) -> torch.dtype:
@@ -207,7 +230,8 @@ def new_module(sizes: Sizes, like: Any, seed: int) -> Any:
 
 
 def write_module(module: Any, out: Path, dtype: torch.dtype, beside: Path) -> None:
-    """Writes config.json, generation_config.json, safetensors and the tokenizer of the directory ``beside``.
+    """Writes config.json, generation_config.json, safetensors and the tokenizer of the directory or GGUF file
+    ``beside``.
 
     Raises:
         LoadError: it cannot be written.
@@ -222,6 +246,9 @@ def write_module(module: Any, out: Path, dtype: torch.dtype, beside: Path) -> No
         _quietly(module.save_pretrained, out, state_dict=state)
         config = json.loads((out / "config.json").read_text(encoding="utf-8")) | {"dtype": kind}
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        words = Tokenizer.from_directory(beside) if beside.is_file() else None
+        if words is not None:
+            words.hf.save_pretrained(out)
         for file in {file for pattern in BESIDE for file in beside.glob(pattern) if file.is_file()}:
             shutil.copyfile(file, out / file.name)
     except (OSError, LoadError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ouroboros.config import MAX_SEED
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 from ouroboros.generate import Decoder
 from ouroboros.phrases.harvest import TextHarvest
 from ouroboros.phrases.pool import PhrasePool
@@ -110,7 +111,7 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             records.append(Record(**{**row, "prompt": tuple(row["prompt"]), "tokens": tuple(row["tokens"])}))
         except (ValueError, TypeError, KeyError):
             raise InputError(f"line {number} of {str(path)!r} is no recorded generation: {line[:60]!r}") from None

@@ -6,7 +6,6 @@ its defaults from here. This file knows nothing of torch, models or data.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from ouroboros.config import MAX_SEED
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 
 __all__ = [
     "AUTO_LOSSES",
@@ -195,7 +195,7 @@ def stored_settings(out: str, given: Mapping[str, Any]) -> DistillSettings:
         InputError: there is no such run, or it was begun with another value.
     """
     try:
-        values: dict[str, Any] = json.loads((Path(out) / WORK / "settings.json").read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json((Path(out) / WORK / "settings.json").read_text(encoding="utf-8"))
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         found = DistillSettings(**values)
     except (OSError, ValueError, TypeError):

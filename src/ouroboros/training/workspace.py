@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError
+from ouroboros.files import parse_json
 from ouroboros.training.settings import WORK, DistillSettings
 
 __all__ = ["REPORT", "Workspace"]
@@ -45,9 +46,16 @@ class Workspace:
         return self.work / name
 
     def read(self, name: str) -> Any:
-        """What ``write`` has kept under this name; None if nothing was."""
+        """What ``write`` has kept under this name; None if nothing was.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         file = self.work / f"{name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        try:
+            return parse_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(file)!r} is damaged ({error})") from None
 
     def write(self, name: str, value: object) -> None:
         file = self.work / f"{name}.json"

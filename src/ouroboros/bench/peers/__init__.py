@@ -36,7 +36,7 @@ def open_peers(
     Peers of one engine share its weights; ``close`` each of them.
 
     Args:
-        names: of ``PEERS``. target, draft: checkpoint directories or hub ids.
+        names: of ``PEERS``. target, draft: checkpoint directories, GGUF files (llama.cpp runs these) or hub ids.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``; llama.cpp gets matrices of this type.
         threads: of PyTorch and llama.cpp; None: as many as PyTorch has.
         device: of transformers. llama.cpp computes where its build can.
@@ -92,6 +92,8 @@ def _transformers(target: Path, draft: Path | None, dtype: str, threads: int | N
     from ouroboros.bench.peers.generate import GeneratePeer, Weights
     from ouroboros.models.loading import pick_device, pick_dtype
 
+    if target.is_file() or (draft is not None and draft.is_file()):
+        raise LoadError("needs directories in Hugging Face layout, not GGUF files")
     place = pick_device(device)
     weights = Weights(target, draft, pick_dtype(dtype, torch.float32, 0, place), place)
     if threads is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ouroboros.bench.peers.base import PeerResult
 from ouroboros.errors import InputError, LoadError
+from ouroboros.models.gguf import read_gguf
 from ouroboros.models.loading import read_directory
 
 __all__ = ["Llama", "LlamaPeer"]
@@ -42,7 +43,7 @@ class Llama:
             LoadError: the target is no model that the library reads.
         """
         self.python, self.threads, self.dtype = python or sys.executable, threads, dtype
-        checkpoint = read_directory(target)
+        checkpoint = read_gguf(target) if target.is_file() else read_directory(target)
         self.end, self.context = sorted(checkpoint.eos_token_ids), checkpoint.config.max_position_embeddings
         self._paths = {"target": target, "draft": draft}
         self._files: dict[str, str] = {}
@@ -51,7 +52,7 @@ class Llama:
         self._users = 0
 
     def file(self, role: str) -> str:
-        """The GGUF file of the ``target`` or the ``draft``, written when it is first asked for.
+        """The GGUF file of the ``target`` or the ``draft``: the very file, or one written when it is first asked for.
 
         Raises:
             LoadError: gguf is missing, the model is not one that is written for llama.cpp, or there is no draft.
@@ -59,6 +60,8 @@ class Llama:
         path = self._paths[role]
         if path is None:
             raise LoadError("needs a draft model, and there is none")
+        if path.is_file():
+            return str(path)
         if role not in self._files:
             file = str(self.folder / f"{role}.gguf")
             _Worker(self.python, self.folder, "convert", str(path), file, self.dtype).close()
