@@ -176,7 +176,7 @@ def test_logprobs_are_the_target_s(decoder: ouroboros.Decoder, client: openai.Op
     assert whole.content is not None
     assert [one.logprob for one in whole.content] == pytest.approx([one.logprob for one in truth], abs=1e-4)
     assert all(len(one.top_logprobs) == 2 for one in whole.content)
-    streamed = []
+    streamed: list[Any] = []
     for chunk in client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **settings):
         logprobs = chunk.choices[0].logprobs
         streamed += (logprobs.content or []) if logprobs else []

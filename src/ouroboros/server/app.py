@@ -192,7 +192,7 @@ def _tokens(app: FastAPI, service: Service) -> None:
         words = service.words
         if words is None:
             raise APIError(400, "this model has no tokenizer")
-        text = asked.prompt if asked.messages is None else prompt_of(asked.messages, (), None, words)
+        text = (asked.prompt or "") if asked.messages is None else prompt_of(asked.messages, (), None, words)
         ids = [] if text == "" else await service.encode(text)
         if not asked.add_special_tokens and isinstance(text, str):
             while ids and words.is_silent(ids[0]):

@@ -80,7 +80,7 @@ def params_of(
             "logit_bias": _bias(request.logit_bias or {}),
         }
     method = _method(request)
-    return SamplingParams(**values, **more, **({} if method is None else {"method": method}))
+    return SamplingParams(**values, **more, method=method)
 
 
 def _method(request: Sampling) -> str | None:

@@ -13,7 +13,7 @@ from ouroboros.server.asking import check_size, params_of, stops_of
 from ouroboros.server.errors import APIError
 from ouroboros.server.messages import TRANSCRIPT_STOPS, predicted_text, prompt_of
 from ouroboros.server.output import Delta, Output, merged, usage_of
-from ouroboros.server.schema import ChatRequest, CompletionRequest, JsonSchema, NamedTool, ResponseFormat, Tool
+from ouroboros.server.schema import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, Tool
 from ouroboros.server.service import Run, Service
 from ouroboros.server.stream import DONE, event
 from ouroboros.server.tools import Arguments, Begin, CallParser, Content, bounded, grammar_of
@@ -132,7 +132,7 @@ def format_grammar(form: ResponseFormat | None, service: Service) -> dict[str, A
         return None
     if form.type == "json_object":
         return {"json_schema": bounded({"type": "object"})}
-    schema = (form.json_schema or JsonSchema()).schema_
+    schema = None if form.json_schema is None else form.json_schema.schema_
     if schema is None:
         raise APIError(400, "response_format of type json_schema needs a json_schema with a schema", "response_format")
     check_size("response_format", json.dumps(schema), service.settings)
@@ -204,7 +204,7 @@ class Answer:
                 {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
                 for c in output.calls
             ]
-        found = {"index": output.index, "message": message, "finish_reason": output.finish}
+        found: dict[str, Any] = {"index": output.index, "message": message, "finish_reason": output.finish}
         found["logprobs"] = {"content": output.logprobs, "refusal": None} if self._logprobs else None
         return found | ({"sources": output.sources} if self._sources else {})
 
@@ -212,18 +212,20 @@ class Answer:
         """The chunks of what has come: of one kind each, log-probabilities and sources with the first."""
         more = self._more(delta)
         if not self._chat:
-            text, finish = delta.content, output.finish
+            text, finish = delta.content, delta.finish
             if not (text or finish or more):
                 return []
             logprobs = self._flat(delta.logprobs, len(output.text) - len(text)) if self._logprobs else None
             sources = {name: value for name, value in more.items() if name == "sources"}
             return [{"index": output.index, "text": text, "finish_reason": finish, "logprobs": logprobs, **sources}]
         deltas = [_delta(one) for one in delta.events] or ([{}] if more else [])
-        found = [{"index": output.index, "delta": one, "finish_reason": None, "logprobs": None} for one in deltas]
+        found: list[dict[str, Any]] = [
+            {"index": output.index, "delta": one, "finish_reason": None, "logprobs": None} for one in deltas
+        ]
         if more:
             found[0] |= more
-        if output.finish is not None:
-            found.append({"index": output.index, "delta": {}, "finish_reason": output.finish, "logprobs": None})
+        if delta.finish is not None:
+            found.append({"index": output.index, "delta": {}, "finish_reason": delta.finish, "logprobs": None})
         return found
 
     def _more(self, delta: Delta) -> dict[str, Any]:

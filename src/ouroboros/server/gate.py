@@ -14,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +72,8 @@ class Gate:
             return
         began, status = time.monotonic(), 0
         scope["ouroboros.id"] = secrets.token_hex(12)
-        scope["ouroboros.log"] = notes = {}
+        notes: dict[str, Any] = {}
+        scope["ouroboros.log"] = notes
 
         async def sending(message: Message) -> None:
             nonlocal status

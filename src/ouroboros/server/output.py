@@ -27,6 +27,7 @@ class Delta:
     events: list[Content | Begin | Arguments] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     sources: list[dict[str, str]] = field(default_factory=list)
+    finish: str | None = None  # why the text has ended, with its last delta
 
     @property
     def content(self) -> str:
@@ -75,6 +76,7 @@ class Output:
         self.result = result
         stopped = result.finish_reason == "stop"
         self.finish = ("tool_calls" if self.calls else "stop") if stopped else "length"
+        delta.finish = self.finish
         self._metrics.finished(result.stats, self.finish, time.monotonic() - self._began)
         return delta
 
@@ -101,7 +103,7 @@ class Output:
 
 
 async def merged(outputs: Sequence[Output]) -> AsyncGenerator[tuple[Output, Delta]]:
-    """What all of them write, as it comes; the last of each has its ``finish``.
+    """What all of them write, as it comes; the last delta of each has its ``finish``.
 
     Raises:
         APIError: one of them failed.
@@ -126,7 +128,7 @@ async def merged(outputs: Sequence[Output]) -> AsyncGenerator[tuple[Output, Delt
             found = await queue.get()
             if isinstance(found, Exception):
                 raise found
-            left -= found[0].finish is not None
+            left -= found[1].finish is not None
             yield found
     finally:
         for task in tasks:
