@@ -59,13 +59,14 @@ class Chunk:
     Attributes:
         text: whole characters that are certain not to belong to a stop string. token_ids: the step's tokens.
         sources: each token's origin: ``draft``, ``phrase`` or ``bonus``.
-        pieces: (text, source) of each token; joined they are ``text``.
+        pieces: (text, source) of each token; joined they are ``text``. logprobs: of each token, if they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     sources: tuple[str, ...]
     pieces: tuple[tuple[str, str], ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Transcript:
@@ -139,10 +140,12 @@ class Transcript:
         step.record(self._recorder, len(token_ids))
         text = "".join(piece for piece, _ in pieces)
         self._token_ids += token_ids
+        found: list[TokenLogprobs] = []
         if self._logprobs is not None and step.logits_TV is not None:
-            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
+            found = _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
+            self._logprobs += found
         self._written.append(text)
-        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces))
+        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces), tuple(found))
 
 
 class Stream:
