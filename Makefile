@@ -4,10 +4,13 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: demo test bench bench-full bench-again check lint types imports build clean help
+.PHONY: demo serve test bench bench-full bench-again check lint types imports build clean help
 
 demo: $(READY)  ## show plain and speculative decoding side by side, with the embedded models
 	@$(BIN)/ouroboros demo
+
+serve: $(READY)  ## serve OpenAI's API with the embedded models on http://127.0.0.1:8000
+	@$(BIN)/ouroboros serve
 
 test: $(READY)  ## run the tests: on a CPU, offline, without those marked slow or gpu
 	$(BIN)/pytest -n 2

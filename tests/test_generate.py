@@ -86,6 +86,8 @@ def test_ratios_by_hand() -> None:
     stats = recorder.freeze()
     assert stats.new_tokens == 3
     assert stats.acceptance_rate == 2 / 4
+    assert (stats.target_forwards, stats.plain_forwards) == (2, 1)
+    assert stats.draft_tokens_by_origin == {"draft": 2, "prompt": 1, "verified": 1}
     assert stats.acceptance_rate_by_source == {"draft": 1 / 2, "phrase": 1 / 2}
     assert stats.acceptance_rate_by_depth == (1 / 2, 1.0, 0.0)
     assert stats.tokens_per_target_forward == 1.5

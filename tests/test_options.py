@@ -82,6 +82,12 @@ SHOWS: dict[str, Show] = {
     "ignore_eos": lambda d, greedy: (
         [len(tokens(d, logit_bias={EOS: 1e9}, ignore_eos=on)) for on in (False, True)] == [1, 12]
     ),
+    "prediction": lambda d, greedy: (
+        d.generate(PROMPT, max_new_tokens=12, prediction=greedy).stats.accepted_by_origin.get("predicted", 0) > 8
+    ),
+    "method": lambda d, greedy: (
+        d.generate(PROMPT, max_new_tokens=1, method="token_recycling").stats.method == "token_recycling"
+    ),
 }
 
 

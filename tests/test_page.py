@@ -316,3 +316,29 @@ def test_a_screen_reader_is_told(page: Any, server: FakeServer) -> None:
         ".filter(one => !one.labels?.length && !one.textContent.trim() && !one.ariaLabel).map(one => one.id)"
     )
     assert unnamed == []
+
+
+def test_the_server_itself(browser: Any) -> None:
+    """The embedded pair behind the page, both ways."""
+    pytest.importorskip("fastapi")
+    import ouroboros
+    from tests.servers import serving
+
+    with ouroboros.load(dtype="float32") as decoder, serving(decoder) as running, browser.new_context() as context:
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
+        page.goto(running.address)
+        page.get_by_text("Settings", exact=True).click()
+        page.get_by_label("Tokens at most").fill("40")
+        page.get_by_text("Both", exact=True).click()
+        send(page, "def fibonacci(n):")
+        answered(page)
+        expect(page.locator(".verdict")).to_contain_text("Both wrote the same text.")
+        drafted, plain = page.locator(".answer .text").all_text_contents()
+        assert drafted == plain
+        expect(page.locator(".figures").nth(1)).to_have_text("40 tokens in 40 steps")
+        steps = int(re.findall(r"\d+", page.locator(".figures").nth(0).text_content())[1])
+        assert steps < 40
+        assert page.locator(".answer").nth(1).locator(".token:not(.bonus)").count() == 0
+        assert wrong == []

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.fake_server import POLICY, WEB
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "server"
@@ -61,3 +63,16 @@ def test_the_dashboard() -> None:
     assert max(x for x, _ in cells) < 24
     for panel in panels:
         assert panel["type"] == "row" or panel["targets"], panel["title"]
+
+
+def test_the_dashboard_asks_for_what_there_is() -> None:
+    pytest.importorskip("prometheus_client")
+    from ouroboros.server.metrics import Metrics
+    from ouroboros.serving.engine import EngineLoad
+
+    text = Metrics().text(EngineLoad(running=0, waiting=0, kept=0, kv_bytes=0), {}).decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
+    there = {name + ("_bucket" if kind == "histogram" else "") for name, kind in kinds.items()}
+    asked = set(re.findall(r"ouroboros:\w+", (EXAMPLES / "grafana.json").read_text()))
+    assert asked <= there
+    assert len(asked) > 15

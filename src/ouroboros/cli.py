@@ -20,8 +20,10 @@ from ouroboros.commands.demo import demo
 from ouroboros.commands.distill import distill
 from ouroboros.commands.generate import generate
 from ouroboros.commands.options import Place, Tools
+from ouroboros.commands.pool import pool as pools
 from ouroboros.commands.process import keep_loaded, run
 from ouroboros.commands.profile import profile
+from ouroboros.commands.serve import serve
 from ouroboros.commands.tune import tune
 from ouroboros.config import MethodOptions, options_from_strings
 
@@ -53,7 +55,7 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
 
 
-for _command in (generate, chat, audit, profile, tune, bench, distill, demo):
+for _command in (generate, chat, serve, audit, profile, tune, bench, distill, pools, demo):
     cli.add_command(_command)
 
 

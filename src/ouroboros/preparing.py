@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ouroboros.config import SamplingParams
+from ouroboros.config import MethodOptions, SamplingParams, options_for
 from ouroboros.decoding.request import Request
+from ouroboros.drafting.factory import NEEDS_DRAFT
 from ouroboros.errors import InputError
 from ouroboros.grammar import Grammar
 from ouroboros.models.base import CausalModel, ModelInfo
@@ -79,6 +80,8 @@ def prepare(
     stop_ids = eos.union(params.stop_token_ids)
     if tokenizer is not None:
         stop_ids |= tokenizer.stop_ids(params.stop)
+    own = _options(params.method, method, draft)
+    method = params.method or method
     request = Request(
         prompt=ids,
         sampler=Sampler(params, seed, info.vocab_size, len(ids), [grammar] if grammar else []),
@@ -86,6 +89,8 @@ def prepare(
         memory=memory,
         forced=grammar.forced if grammar and method != "autoregressive" else None,
         keep_logits=params.logprobs is not None,
+        prediction=_prediction(params, tokenizer, info.vocab_size, method),
+        options=own,
     )
     recorder = StatsRecorder(method, info.backend, info.dtype, info.device, seed, len(ids))
     recorder.trees, recorder.draft_trees = info.trees, draft is None or draft.info.trees
@@ -121,6 +126,31 @@ def _grammar(
     if tokenizer is None:
         raise InputError("grammar needs a tokenizer, and this model has none")
     return Grammar(params.grammar, tokenizer, vocab_size, stop_ids, prompt_length)
+
+
+def _options(wanted: str | None, method: str, draft: CausalModel | None) -> MethodOptions | None:
+    """Of a method that is not the decoder's own."""
+    if wanted is None or wanted == method:
+        return None
+    if wanted in NEEDS_DRAFT and draft is None:
+        raise InputError(f"method {wanted!r} needs a draft model, and none was loaded")
+    return options_for(wanted)
+
+
+def _prediction(params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int, method: str) -> Sequence[int]:
+    """The tokens of the text that is expected; none for plain decoding."""
+    expected = params.prediction
+    if isinstance(expected, str):
+        if tokenizer is None:
+            raise InputError("a text as prediction needs a tokenizer, and this model has none: give token ids")
+        ids = tokenizer.encode(expected) if expected else []
+        while ids and tokenizer.is_silent(ids[0]):  # what a tokenizer puts before a text
+            del ids[0]
+        while ids and tokenizer.is_silent(ids[-1]):
+            del ids[-1]
+        expected = tuple(ids)
+    check_ids(expected or (), vocab_size, "prediction")
+    return () if expected is None or method == "autoregressive" else expected
 
 
 def _eos_token_ids(info: ModelInfo, tokenizer: Tokenizer | None) -> frozenset[int]:

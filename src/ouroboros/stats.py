@@ -4,6 +4,7 @@ Definitions (prefill is in no count of forwards and in no decoding time):
     acceptance_rate            accepted_tokens / draft_tokens
     tokens_per_target_forward  new_tokens / target_forwards (the bonus token included)
     tokens_per_second          new_tokens / decode_seconds
+    plain_forwards             target forwards that were asked for nothing but the next token
     cached_tokens              of the prompt's, those that the target's KV cache held from an earlier request
     new_tokens                 accepted_tokens + bonus tokens, what a stop cut away not counted
 
@@ -151,12 +152,14 @@ class Stats:
     cached_tokens: int
     new_tokens: int
     target_forwards: int
+    plain_forwards: int
     draft_forwards: int
     draft_tokens: int
     accepted_tokens: int
     accepted_by_source: Mapping[str, int]
     draft_tokens_by_source: Mapping[str, int]
     accepted_by_origin: Mapping[str, int]
+    draft_tokens_by_origin: Mapping[str, int]
     accepted_by_depth: tuple[int, ...]
     draft_tokens_by_depth: tuple[int, ...]
     prefill_seconds: float
@@ -240,6 +243,7 @@ class StatsRecorder:
     cached_tokens: int = 0
     bonus_tokens: int = 0
     target_forwards: int = 0
+    plain_forwards: int = 0
     draft_forwards: int = 0
     prefill_seconds: float = 0.0
     draft_prefill_seconds: float = 0.0
@@ -248,6 +252,7 @@ class StatsRecorder:
     offered: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     origins: Counter[str] = field(default_factory=Counter)
+    offered_origins: Counter[str] = field(default_factory=Counter)
     offered_by_depth: list[int] = field(default_factory=list)
     accepted_by_depth: list[int] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -268,6 +273,7 @@ class StatsRecorder:
     ) -> None:
         """The target was asked for ``tree``, and tokens of these ``origins`` became output."""
         self.target_forwards += 1
+        self.plain_forwards += len(tree) == 1
         self.draft_forwards += draft_forwards
         self.decode_seconds += seconds
         self.draft_seconds += draft_seconds
@@ -276,6 +282,7 @@ class StatsRecorder:
         self.accepted_by_depth += [0] * missing
         for origin, depth in zip(tree.origins[1:], tree.depths[1:], strict=True):
             self.offered[origin.label] += 1
+            self.offered_origins[origin.value] += 1
             self.offered_by_depth[depth - 1] += 1
         for depth, origin in enumerate(origins):
             if origin is Origin.BONUS:
@@ -301,12 +308,14 @@ class StatsRecorder:
             cached_tokens=self.cached_tokens,
             new_tokens=accepted + self.bonus_tokens,
             target_forwards=self.target_forwards,
+            plain_forwards=self.plain_forwards,
             draft_forwards=self.draft_forwards,
             draft_tokens=self.offered.total(),
             accepted_tokens=accepted,
             accepted_by_source=dict(self.accepted),
             draft_tokens_by_source=dict(self.offered),
             accepted_by_origin=dict(self.origins),
+            draft_tokens_by_origin=dict(self.offered_origins),
             accepted_by_depth=tuple(self.accepted_by_depth),
             draft_tokens_by_depth=tuple(self.offered_by_depth),
             prefill_seconds=self.prefill_seconds,

@@ -60,7 +60,7 @@ class Chunk:
     Attributes:
         text: whole characters that are certain not to belong to a stop string. token_ids: the step's tokens.
         sources: each token's origin: ``draft``, ``phrase`` or ``bonus``.
-        pieces: (text, source) of each token; joined they are ``text``.
+        pieces: (text, source) of each token; joined they are ``text``. logprobs: of each token, if they were asked for.
         refused: of each token, what was drafted for its place and the target did not draw: token ids.
     """
 
@@ -68,6 +68,7 @@ class Chunk:
     token_ids: tuple[int, ...]
     sources: tuple[str, ...]
     pieces: tuple[tuple[str, str], ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
     refused: tuple[tuple[int, ...], ...] = ()
 
 
@@ -143,11 +144,14 @@ class Transcript:
         self._recorder.step(step.tree, origins, step.seconds, *drafted, step.decision)
         text = "".join(piece for piece, _ in pieces)
         self._token_ids += token_ids
+        found: list[TokenLogprobs] = []
         if self._logprobs is not None and step.logits_TV is not None:
-            self._logprobs += _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
+            found = _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
+            self._logprobs += found
         self._written.append(text)
         refused = _refused(step.tree, token_ids)
-        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces), refused)
+        sources = tuple(source for _, source in pieces)
+        return Chunk(text, token_ids, sources, tuple(pieces), tuple(found), refused)
 
 
 class Stream:

@@ -27,6 +27,7 @@ class Origin(Enum):
     PROMPT = "prompt"  # phrases: the prompt's own text
     WINDOW = "window"  # phrases: a lookahead window's guess
     RECYCLED = "recycled"  # what the target last gave behind the same token
+    PREDICTED = "predicted"  # the text that the request's user expects; a phrase to the outside
     FORCED = "forced"  # a grammar allows nothing else; a phrase to the outside
 
     __hash__ = object.__hash__  # Enum's own is Python code, and pools look origins up hundreds of times a step

@@ -169,15 +169,17 @@ class _Heard:
             return []
         choice = chunk["choices"][0]
         content = choice["delta"].get("content") or ""
-        pieces = [(str(one["text"]), str(one["source"])) for one in choice.get("sources") or ()]
-        if pieces:
+        sources = choice.get("sources") or ()
+        pieces = [(str(one["text"]), str(one["source"])) for one in sources]
+        steps = [one.get("step", len(self._steps) + 1) for one in sources]  # a chunk is a step, where it is not said
+        steps = [int(step) for step in steps if step is not None]  # None: text of tokens that were counted
+        if steps:
             self._ended = time.perf_counter()
             if not self._tokens:
-                self._begun, self._first = self._ended, len(pieces)
-            self._tokens += len(pieces)
-            next_step = len(self._steps) + 1  # a chunk is a step, where its number is not said
-            self._steps.update(int(one.get("step", next_step)) for one in choice["sources"])
-        elif content:
+                self._begun, self._first = self._ended, len(steps)
+            self._tokens += len(steps)
+            self._steps.update(steps)
+        elif content and not pieces:
             pieces = [(content, "bonus")]
         self.text.append(content)
         return pieces

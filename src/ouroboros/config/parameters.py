@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ouroboros.config.checks import check_int, check_number, is_number
+from ouroboros.config.options import METHODS
 from ouroboros.errors import InputError
 
 __all__ = ["GRAMMARS", "MAX_SEED", "Processor", "SamplingParams"]
@@ -97,6 +98,8 @@ class SamplingParams:
             text shows nothing, stands for that token as well.
         stop_token_ids: tokens that end the output as end-of-sequence tokens do, also with ``ignore_eos``.
         ignore_eos: go on past end-of-sequence tokens.
+        prediction: what the output is expected to be, as text or token ids: it is drafted from, and changes no token.
+        method: how this request is decoded, by the method's default options; None: as the decoder was told.
 
     Raises:
         InputError: a value is outside its range.
@@ -121,6 +124,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    prediction: str | tuple[int, ...] | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         check_int("max_new_tokens", self.max_new_tokens, 1)
@@ -176,6 +181,13 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", ids)
         if not isinstance(self.ignore_eos, bool):
             raise InputError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        if self.prediction is not None and not isinstance(self.prediction, str):
+            expected = _ids(self.prediction)
+            if expected is None or any(token < 0 for token in expected):
+                raise InputError(f"prediction must be a text or token ids, not {self.prediction!r}")
+            object.__setattr__(self, "prediction", expected)
+        if self.method is not None and (not isinstance(self.method, str) or self.method not in METHODS):
+            raise InputError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
 
     @property
     def greedy(self) -> bool:

@@ -11,6 +11,7 @@ from ouroboros.control.load import Load
 from ouroboros.decoding.loop import decode
 from ouroboros.drafting.factory import build_drafter
 from ouroboros.drafting.forced import ForcedDrafter
+from ouroboros.drafting.predicted import PredictedDrafter
 from ouroboros.flow import Flow
 from ouroboros.models.context import Context
 from ouroboros.phrases.memory import Memory
@@ -27,7 +28,8 @@ class Request:
         prompt: token ids, at least one. sampler: draws, by the request's parameters and seed. stop_ids: tokens that end
             it. memory: what earlier requests left, and this one adds to. forced: tokens of the only continuation of a
             text, as far as there is but one. keep_logits: whether steps carry the target's logits. written: how many of
-            the prompt's tokens, at its end, the request wrote itself before it was put back.
+            the prompt's tokens, at its end, the request wrote itself before it was put back. prediction: tokens that
+            the output is expected to be. options: of a method of its own; None: as everybody's.
     """
 
     prompt: Sequence[int]
@@ -37,6 +39,8 @@ class Request:
     forced: Callable[[Sequence[int]], list[int]] | None = None
     keep_logits: bool = False
     written: int = 0
+    prediction: Sequence[int] = ()
+    options: MethodOptions | None = None
 
 
 def start(
@@ -54,7 +58,10 @@ def start(
             of costs and texts; None decodes by fixed sizes. load: what it shares forwards with; None: nothing.
     """
     prompt, sampler, stop_ids = request.prompt, request.sampler, request.stop_ids
+    options = request.options or options
     drafter = build_drafter(options, prompt, sampler, request.memory, stop_ids, target.model, draft, control, load)
+    if request.prediction:
+        drafter = PredictedDrafter(drafter, request.prediction, len(prompt) - request.written, load)
     if request.forced is not None:
         drafter = ForcedDrafter(drafter, request.forced)
     new = sampler.params.max_new_tokens - request.written

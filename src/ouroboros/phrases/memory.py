@@ -26,3 +26,29 @@ class Memory:
     predictions: Predictions = field(default_factory=Predictions)
     outputs: SuffixIndex = field(default_factory=SuffixIndex)
     successors: Successors = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, shared: Memory | None, max_keys: int, max_predictions: int, max_outputs: int) -> Memory:
+        """An empty one above another, which is read and never written to: what requests leave stays in the upper one.
+
+        Args:
+            shared: None for nothing below. max_keys, max_predictions, max_outputs: bounds of what is its own (keys of
+                phrases, keys of predictions, tokens of outputs).
+        """
+        if shared is None:
+            return cls(PhrasePool(max_keys), Predictions(max_predictions), SuffixIndex(max_outputs))
+        pool = shared.phrases
+        return cls(
+            PhrasePool(max_keys, pool.phrases_per_key, pool.max_tokens, below=pool),
+            Predictions(max_predictions, below=shared.predictions),
+            SuffixIndex(max_outputs, below=shared.outputs),
+            dict(shared.successors),
+        )
+
+    def take_in(self, other: Memory) -> None:
+        """Learns all that another one knows."""
+        self.phrases.absorb(other.phrases)
+        for before, last, row in other.predictions.items():
+            self.predictions.restore(before, last, row.ids, row.logs)
+        self.outputs.restore(other.outputs.tokens)
+        self.successors.update(other.successors)

@@ -63,6 +63,12 @@ class Phrase:
 _expected = attrgetter("expected")
 
 
+def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one of two phrases begins with the other."""
+    size = min(len(one), len(other))
+    return one[:size] == other[:size]
+
+
 class _Bucket:
     __slots__ = ("phrases", "useful")
 
@@ -93,11 +99,19 @@ class PhrasePool:
 
     Args:
         max_keys: bound of the number of keys. phrases_per_key: bound of the phrases of one key.
-        max_tokens: longer phrases are cut to this many tokens.
+        max_tokens: longer phrases are cut to this many tokens. below: a pool that is read and never changed: its
+            phrases are offered beside its own, and one that was offered is its own from then on.
     """
 
-    def __init__(self, max_keys: int = 300_000, phrases_per_key: int = 8, max_tokens: int = 10) -> None:
+    def __init__(
+        self,
+        max_keys: int = 300_000,
+        phrases_per_key: int = 8,
+        max_tokens: int = 10,
+        below: PhrasePool | None = None,
+    ) -> None:
         self.max_keys = max_keys
+        self._below = below
         self.phrases_per_key = phrases_per_key
         self.max_tokens = max_tokens
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
@@ -176,6 +190,8 @@ class PhrasePool:
                 bucket = self._buckets.get(tuple(context[-size:])) if size <= len(context) else None
                 if bucket is not None:
                     candidates += bucket.phrases
+                if self._below is not None and size <= len(context):
+                    candidates += self._shared(tuple(context[-size:]), bucket)
         candidates.sort(key=_expected, reverse=True)  # stable: of equals the longer match stays first
         chosen: list[Phrase] = []
         starts: list[tuple[int, ...]] = []
@@ -188,6 +204,18 @@ class PhrasePool:
                     break
         return Found(context[-1], length, tuple(chosen))
 
+    def _shared(self, key: tuple[int, ...], own: _Bucket | None) -> list[Phrase]:
+        """Copies of what the pool below has under this key and this one has not."""
+        assert self._below is not None
+        bucket, found = self._below._buckets.get(key), []
+        for phrase in bucket.phrases if bucket is not None else ():
+            tokens = phrase.tokens
+            if own is None or not any(_alike(tokens, known.tokens) for known in own.phrases):
+                copy = Phrase(tokens[: self.max_tokens], phrase.origin, phrase.key_length)
+                copy.note(phrase.origin, phrase.seen, phrase.offered, phrase.accepted)
+                found.append(copy)
+        return found
+
     def credit(self, context: Sequence[int], found: Found, text: Sequence[int]) -> None:
         """Tells the phrases of a look-up what really followed ``context`` (at least one token)."""
         for phrase in found.phrases:
@@ -197,10 +225,30 @@ class PhrasePool:
                     break
                 matched += 1
             phrase.note(phrase.origin, phrase.seen, phrase.offered + 1, phrase.accepted + matched)
+            if self._below is not None:
+                self._adopt(tuple(context[-phrase.key_length :]), phrase)
             if matched:
                 bucket = self._buckets.get(tuple(context[-phrase.key_length :]))
                 if bucket is not None:
                     bucket.useful = True
+
+    def _adopt(self, key: tuple[int, ...], phrase: Phrase) -> None:
+        """What was offered from below is kept with what became of it."""
+        bucket = self._buckets.get(key)
+        if bucket is None or not any(_alike(phrase.tokens, known.tokens) for known in bucket.phrases):
+            self.restore(key, phrase)
+
+    def absorb(self, other: PhrasePool) -> None:
+        """Learns all that another pool knows; counts of the same phrase are added."""
+        for key, phrase in other.items():
+            bucket = self._buckets.get(key)
+            known = next((p for p in bucket.phrases if p.tokens == phrase.tokens), None) if bucket else None
+            if known is None:
+                self.restore(key, phrase)
+                continue
+            best = phrase.origin if TRUST[phrase.origin] > TRUST[known.origin] else known.origin
+            counts = known.seen + phrase.seen, known.offered + phrase.offered, known.accepted + phrase.accepted
+            known.note(best, *counts)
 
     def restore(self, key: tuple[int, ...], phrase: Phrase) -> None:
         """Puts a stored phrase back under its key, of a length in KEYS; bounds hold as for ``insert``."""

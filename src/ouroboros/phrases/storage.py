@@ -31,7 +31,7 @@ from ouroboros.phrases.pool import KEYS, MAX_KEY, Phrase, PhrasePool
 from ouroboros.phrases.stored import Arrays, check, check_bounds, check_shapes
 from ouroboros.tree import Origin
 
-__all__ = ["load_pool", "save_pool"]
+__all__ = ["fingerprint_of", "load_pool", "pack_pool", "save_pool", "write_pool"]
 
 FORMAT, VERSION = "ouroboros-phrase-pool", "1"
 MOST_BYTES = 1 << 30  # of a file; a full pool of the default bounds has a tenth of it
@@ -50,6 +50,11 @@ def save_pool(memory: Memory, path: str | os.PathLike[str], fingerprint: str, lo
     Raises:
         PoolFileError: the file cannot be written, or somebody else has the right to.
     """
+    write_pool(pack_pool(memory, fingerprint), path, lock)
+
+
+def pack_pool(memory: Memory, fingerprint: str) -> bytes:
+    """What a file holds of a memory."""
     pool = memory.phrases
     entries = list(pool.items())
     keys = np.full((len(entries), MAX_KEY), -1, dtype=np.int32)
@@ -73,7 +78,15 @@ def save_pool(memory: Memory, path: str | os.PathLike[str], fingerprint: str, lo
         arrays["logs"][place, : len(prediction.logs)] = np.nan_to_num(
             np.clip(prediction.logs, LEAST_LOG, 0), nan=LEAST_LOG
         )
-    data = save(arrays, metadata=metadata)
+    return save(arrays, metadata=metadata)
+
+
+def write_pool(data: bytes, path: str | os.PathLike[str], lock: PoolLock | None = None) -> None:
+    """Writes what ``pack_pool`` made; see ``save_pool``.
+
+    Raises:
+        PoolFileError: as there.
+    """
     with contextlib.nullcontext() if lock is not None else PoolLock(path):
         try:
             write_whole(Path(path), data)
@@ -102,6 +115,24 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str, vocab_size: int) -
     except (KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PoolFileError(f"the phrase pool {str(path)!r} is damaged ({reason})") from error
+
+
+def fingerprint_of(path: str | os.PathLike[str]) -> str:
+    """What a pool's file is bound to.
+
+    Raises:
+        PoolFileError: unreadable, or no pool.
+    """
+    try:
+        if not regular(Path(path)):
+            raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: there is no such file")
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (LoadError, OSError, SafetensorError) as error:
+        raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: it is none, or damaged") from error
+    if metadata.get("format") != FORMAT or "fingerprint" not in metadata:
+        raise PoolFileError(f"{str(path)!r} is no phrase pool")
+    return metadata["fingerprint"]
 
 
 def _read(path: Path, fingerprint: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, int]]:

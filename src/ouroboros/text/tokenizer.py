@@ -18,6 +18,16 @@ from ouroboros.text.files import NAMES, read_tokenizer
 __all__ = ["Tokenizer"]
 
 
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others for those from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
@@ -151,6 +161,21 @@ class Tokenizer:
         if not shown:
             return ""
         return str(self.hf.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def spelling(self, token_id: int) -> str:
+        """What a token is by itself, a special one by its name; half a character is U+FFFD."""
+        return str(self.hf.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """A token's bytes; of a byte-level vocabulary also those of half a character."""
+        text = self.spelling(token_id)
+        if "\ufffd" in text:
+            name = str(self.hf.convert_ids_to_tokens([token_id])[0] or "")
+            if re.fullmatch("<0x[0-9A-Fa-f]{2}>", name):
+                return bytes([int(name[3:5], 16)])
+            if name and all(letter in _BYTES for letter in name):
+                return bytes(_BYTES[letter] for letter in name)
+        return text.encode("utf-8", "replace")
 
     def is_silent(self, token_id: int) -> bool:
         """Whether the token never shows in a text: it is special, or unknown to the vocabulary."""

@@ -99,6 +99,7 @@ export class Answer {
   }
 
   _add({ text, source, step: number, refused = [] }) {
+    if (number === null) return this._show(text, source, this._group(this._last())); // held back, of tokens that were counted
     const step = this._group(number);
     step.all += 1;
     step[source] = (step[source] ?? 0) + 1;

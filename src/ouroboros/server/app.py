@@ -1,0 +1,231 @@
+"""The routes. What they answer is made in completing.py and responses.py; what they pass first is in gate.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mimetypes
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from ouroboros._version import __version__
+from ouroboros.errors import OuroborosError
+from ouroboros.server.completing import Answer, Asked, ask_chat, ask_completion
+from ouroboros.server.errors import APIError, of_library, of_validation
+from ouroboros.server.gate import Gate
+from ouroboros.server.messages import prompt_of
+from ouroboros.server.responses import Response as Answered
+from ouroboros.server.responses import ask_response
+from ouroboros.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponsesRequest,
+    Sampling,
+    TokenizeRequest,
+)
+from ouroboros.server.service import Run, Service
+from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAnswer, attended
+
+__all__ = ["create_app"]
+
+WEB = Path(__file__).parent / "web"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
+PAGE = {"content-security-policy": f"{POLICY}; frame-ancestors 'none'", "referrer-policy": "no-referrer"}
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The server as an ASGI application; when it ends, the service is closed."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        saving = asyncio.create_task(service.save_often())
+        yield
+        saving.cancel()
+        await service.finish()
+
+    app = FastAPI(title="Ouroboros", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    _handle_errors(app)
+    _answer(app, service)
+    _tokens(app, service)
+    pages = _pages(app)
+    gate: ASGIApp = Gate(app, service.settings, {"/health", *pages}, lambda: service.stopping)
+    origins = list(service.settings.cors_origins)
+    if origins:
+        gate = CORSMiddleware(gate, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    return gate
+
+
+def _handle_errors(app: FastAPI) -> None:
+    def told(error: APIError) -> Response:
+        return JSONAnswer(error.body, error.status, error.headers)
+
+    @app.exception_handler(APIError)
+    async def api(request: Request, error: APIError) -> Response:
+        return told(error)
+
+    @app.exception_handler(OuroborosError)
+    async def library(request: Request, error: OuroborosError) -> Response:
+        return told(of_library(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(request: Request, error: RequestValidationError) -> Response:
+        return told(of_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return told(APIError(error.status_code, str(error.detail), headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> Response:
+        return told(APIError(500, "the server has a defect; its log says more", code="internal_error"))
+
+    @app.exception_handler(ClientGoneError)
+    async def gone(request: Request, error: ClientGoneError) -> Response:
+        return Response(status_code=CLOSED)
+
+
+def memory_of(request: Request, asked: Sampling, service: Service) -> str | None:
+    """The name of the memory that a request reads and writes (see tenants.py)."""
+    return service.memory_name(request.scope.get("ouroboros.tenant"), asked.memory)
+
+
+class Answering(Protocol):
+    """To one request, whole or in a stream."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def events(self) -> AsyncGenerator[bytes]: ...
+
+
+R = TypeVar("R", bound=Sampling)
+
+
+def _headers(asked: Sampling) -> dict[str, str]:
+    return {"x-ouroboros-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
+
+
+def _answer(app: FastAPI, service: Service) -> None:
+    async def respond(
+        http: Request, asked: R, ask: Callable[[R, Service], Awaitable[Asked]], kind: Callable[..., Answering]
+    ) -> Response:
+        service.check_model(asked.model)
+        wanted = await attended(http.receive, ask(asked, service))
+        run = await service.submit(wanted.prompts, wanted.params, memory_of(http, asked, service))
+        answer = kind(service, run, wanted, asked, http.scope["ouroboros.id"])
+        note(http, run, wanted.prompts)
+        if asked.stream:
+            return EventStream(answer.events(), lambda: service.end(run), _headers(asked))
+        try:
+            return JSONAnswer(await attended(http.receive, answer.whole()), headers=_headers(asked))
+        finally:
+            service.end(run)
+
+    def note(http: Request, run: Run, prompts: list[list[int]]) -> None:
+        http.scope["ouroboros.log"] |= {"prompt_tokens": sum(map(len, prompts)), "texts": len(run.tickets)}
+        if service.settings.log_prompts and service.words is not None:
+            http.scope["ouroboros.log"]["prompts"] = [service.words.decode(ids) for ids in prompts]
+
+    @app.post("/v1/chat/completions")
+    async def chat(http: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
+        return await respond(http, asked, ask_chat, Answer)
+
+    @app.post("/v1/completions")
+    async def completions(http: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
+        return await respond(http, asked, ask_completion, Answer)
+
+    @app.post("/v1/responses")
+    async def responses(http: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
+        return await respond(http, asked, ask_response, Answered)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = service.metrics.text(service.engine.load, service.tenants.phrases())
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONAnswer({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return JSONAnswer(_model(service))
+
+    @app.get("/health")
+    async def health() -> Response:
+        if service.stopping:
+            return JSONAnswer({"status": "stopping"}, 503)
+        return JSONAnswer({"status": "ok"})
+
+
+def _model(service: Service) -> dict[str, Any]:
+    head = {"id": service.settings.model_name, "object": "model", "created": service.created, "owned_by": "ouroboros"}
+    decoder = service.decoder
+    return {**head, "max_model_len": service.context, "method": decoder.method, "draft": decoder.draft is not None}
+
+
+def _tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(asked: Annotated[TokenizeRequest, Body()]) -> Response:
+        service.check_model(asked.model)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise APIError(400, "give a prompt or messages", "prompt")
+        words = service.words
+        if words is None:
+            raise APIError(400, "this model has no tokenizer")
+        text = asked.prompt if asked.messages is None else prompt_of(asked.messages, (), None, words)
+        ids = [] if text == "" else await service.encode(text)
+        if not asked.add_special_tokens and isinstance(text, str):
+            while ids and words.is_silent(ids[0]):
+                del ids[0]
+        return JSONAnswer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
+
+    @app.post("/detokenize")
+    async def detokenize(asked: Annotated[DetokenizeRequest, Body()]) -> Response:
+        service.check_model(asked.model)
+        words = service.words
+        if words is None:
+            raise APIError(400, "this model has no tokenizer")
+        ids = asked.tokens
+        wrong = next((i for i in ids if i >= service.decoder.target.info.vocab_size), None)
+        if wrong is not None:
+            raise APIError(400, f"there is no token {wrong}", "tokens")
+        return JSONAnswer({"prompt": await service.call(lambda: words.decode(ids))})
+
+
+def _pages(app: FastAPI) -> list[str]:
+    """Serves the page and its files, those that were there when the server began. Returns their paths."""
+    files = {f"/{file.relative_to(WEB).as_posix()}": file for file in sorted(WEB.rglob("*")) if file.is_file()}
+    if "/index.html" in files:
+        files["/"] = files["/index.html"]
+
+    def serve(path: str, file: Path) -> None:
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        data = file.read_bytes()
+
+        async def page() -> Response:
+            return Response(data, media_type=kind, headers=PAGE)
+
+        app.get(path, include_in_schema=False)(page)
+
+    for path, file in files.items():
+        serve(path, file)
+    if "/" not in files:
+
+        @app.get("/", include_in_schema=False)
+        async def plain() -> Response:
+            return PlainTextResponse("Ouroboros is running: POST /v1/chat/completions, GET /v1/models, GET /health\n")
+
+    return [*files, "/"]
