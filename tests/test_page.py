@@ -47,8 +47,9 @@ def page(browser: Any, server: FakeServer) -> Iterator[Any]:
     page = context.new_page()
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-    page.on("request", lambda asked: asked.url.startswith(("http://127.0.0.1:", "data:")) or wrong.append(asked.url))
+    page.on("console", lambda said: wrong.extend([said.text] * (said.type == "error")))
+    home = "http://127.0.0.1:", "data:"
+    page.on("request", lambda asked: wrong.extend([asked.url] * (not asked.url.startswith(home))))
     page.goto(server.url)
     expect(page.locator("#model")).to_have_text("embedded")
     yield page
@@ -327,7 +328,7 @@ def test_the_server_itself(browser: Any) -> None:
     with ouroboros.load(dtype="float32") as decoder, serving(decoder) as running, browser.new_context() as context:
         page = context.new_page()
         wrong: list[str] = []
-        page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
+        page.on("console", lambda said: wrong.extend([said.text] * (said.type in ("error", "warning"))))
         page.goto(running.address)
         page.get_by_text("Settings", exact=True).click()
         page.get_by_label("Tokens at most").fill("40")
