@@ -131,7 +131,7 @@ def _talk_with_server(
     for option in context.command.params:
         if option.name in _HERE and _given(context, option.name):
             raise InputError(f"{option.opts[0]} is for models loaded here, not for --url: a server has its own")
-    fields = request_fields(params) | chosen
+    fields = {**request_fields(params), **chosen}
     server = Server(url, None if api_key_file is None else _key(api_key_file))
     screen = Screen()
     model = server.model()
