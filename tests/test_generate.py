@@ -110,6 +110,8 @@ def test_a_stream_is_the_result_in_pieces(decoder: Decoder) -> None:
         assert len(chunk.sources) == len(chunk.token_ids)
         assert set(chunk.sources) <= {"draft", "phrase", "bonus"}
         assert "".join(text for text, _ in chunk.pieces) == chunk.text
+        assert len(chunk.refused) == len(chunk.token_ids)
+        assert not any(token in others for token, others in zip(chunk.token_ids, chunk.refused, strict=True))
     assert any(len(chunk.token_ids) > 1 for chunk in chunks)
 
 

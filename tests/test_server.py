@@ -61,7 +61,11 @@ def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other/model")
     assert httpx.get(server.address + "/health").json() == {"status": "ok"}
-    assert httpx.get(server.address + "/").status_code == 200
+    page = httpx.get(server.address + "/")
+    assert page.status_code == 200
+    assert page.headers["content-security-policy"] in page.text  # said twice, and alike
+    for name in ("app.js", "style.css"):
+        assert httpx.get(f"{server.address}/{name}").status_code == 200
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}], ids=str)
@@ -135,6 +139,14 @@ def test_chats(decoder: ouroboros.Decoder, client: openai.OpenAI) -> None:
     sources = [one for c in chunks[:-1] for one in (c.choices[0].model_extra or {}).get("sources", [])]
     assert "".join(one["text"] for one in sources) == truth
     assert {one["source"] for one in sources} <= {"draft", "phrase", "bonus"}
+    steps = [one["step"] for one in sources if one["step"] is not None]
+    assert len(steps) == 30
+    assert steps == sorted(steps)
+    assert set(steps) == set(range(1, max(steps) + 1))
+    assert max(steps) < 30
+    refused = [(one["text"], other) for one in sources for other in one.get("refused", [])]
+    assert refused
+    assert all(text != other for text, other in refused)
 
 
 def test_usage_in_a_stream_only_where_it_is_asked_for(server: Server) -> None:

@@ -17,6 +17,7 @@ from ouroboros.decoding.loop import Begun, Event, Step
 from ouroboros.errors import OuroborosError
 from ouroboros.stats import Decision, Stats, StatsRecorder
 from ouroboros.text import TextStream, Tokenizer
+from ouroboros.tree import TokenTree
 
 __all__ = ["Chunk", "GenerationResult", "Stream", "TokenLogprobs", "Transcript"]
 
@@ -60,6 +61,7 @@ class Chunk:
         text: whole characters that are certain not to belong to a stop string. token_ids: the step's tokens.
         sources: each token's origin: ``draft``, ``phrase`` or ``bonus``.
         pieces: (text, source) of each token; joined they are ``text``. logprobs: of each token, if they were asked for.
+        refused: of each token, what was drafted for its place and the target did not draw: token ids.
     """
 
     text: str
@@ -67,6 +69,7 @@ class Chunk:
     sources: tuple[str, ...]
     pieces: tuple[tuple[str, str], ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    refused: tuple[tuple[int, ...], ...] = ()
 
 
 class Transcript:
@@ -145,7 +148,9 @@ class Transcript:
             found = _logprobs(step.logits_TV[: len(token_ids)], token_ids, self._top)
             self._logprobs += found
         self._written.append(text)
-        return Chunk(text, token_ids, tuple(source for _, source in pieces), tuple(pieces), tuple(found))
+        refused = _refused(step.tree, token_ids)
+        sources = tuple(source for _, source in pieces)
+        return Chunk(text, token_ids, sources, tuple(pieces), tuple(found), refused)
 
 
 class Stream:
@@ -199,6 +204,16 @@ class Stream:
         rest = self._transcript.end()
         if rest is not None:
             yield rest
+
+
+def _refused(tree: TokenTree, token_ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    found: list[tuple[int, ...]] = []
+    node: int | None = 0
+    for token in token_ids:
+        others = () if node is None else tree.children(node)
+        found.append(tuple(tree.tokens[child] for child in others if tree.tokens[child] != token))
+        node = None if node is None else tree.child(node, token)
+    return tuple(found)
 
 
 def _logprobs(logits_TV: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:

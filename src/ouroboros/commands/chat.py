@@ -1,16 +1,20 @@
-"""``ouroboros chat``: a conversation in the terminal, streamed; every turn goes on in the caches of the last."""
+"""``ouroboros chat``: a conversation in the terminal, streamed; every turn goes on in the caches of the last.
+
+With ``--url`` the models are those of a server, in another process.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ouroboros.commands.conversation import Answer, Conversation, Message
 from ouroboros.commands.generate import show_stream
 from ouroboros.commands.options import (
     Place,
@@ -26,16 +30,20 @@ from ouroboros.errors import InputError
 from ouroboros.prompts import Chat, read_text
 
 if TYPE_CHECKING:
-    from ouroboros._render import Screen
-    from ouroboros.generate import Decoder, Session
+    from ouroboros.generate import Decoder
 
 __all__ = ["chat"]
 
 _NEW_TOKENS = 1024  # where the user asks for no number: an answer ends by itself
-_HELP = "/clear begins anew, /undo takes back the last turn, /exit ends (as Ctrl-D does); Ctrl-C stops an answer"
+_HERE = (  # options that concern models loaded here, by the command's arguments
+    *("target", "draft", "chat_template", "arguments", "control_tokens", "assignments", "pool"),
+    *(field.name for field in dataclasses.fields(Place)),
+)
 
 
 @click.command(short_help="Talk with a model.")
+@click.option("--url", metavar="U", help="Talk with the server there (http://127.0.0.1:8000) and load no model.")
+@click.option("--api-key-file", metavar="F", help="A file whose first line is the server's API key.")
 @pair_options
 @click.option("--system", metavar="TEXT", help="A system message to begin with.")
 @click.option("--chat-template", metavar="F", help="A Jinja file in place of the tokenizer's own chat template.")
@@ -56,6 +64,8 @@ _HELP = "/clear begins anew, /undo takes back the last turn, /exit ends (as Ctrl
 @click.pass_context
 def chat(
     context: click.Context,
+    url: str | None,
+    api_key_file: str | None,
     target: str | None,
     draft: str | None,
     system: str | None,
@@ -80,8 +90,15 @@ def chat(
     options_from_strings(method, options)  # to be refused before anything is read
     if params.logprobs is not None:
         raise InputError("--logprobs is for generate --json: a conversation has no place for them")
-    if context.get_parameter_source("max_new_tokens") is not click.core.ParameterSource.COMMANDLINE:
+    if not _given(context, "max_new_tokens"):
         params = replace(params, max_new_tokens=_NEW_TOKENS)
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    if url is not None:
+        chosen = {"method": method} if _given(context, "method") else {}
+        _talk_with_server(context, url, api_key_file, params, chosen, opening, quiet)
+        return
+    if api_key_file is not None:
+        raise InputError("--api-key-file is for a server: it needs --url")
     settings: dict[str, Any] = {"chat_template_kwargs": _arguments(arguments), "control_tokens": control_tokens}
     template = None if chat_template is None else read_text(chat_template, "chat template")
     screen = Screen()
@@ -89,61 +106,50 @@ def chat(
         decoder = tools.load(target, draft, method, options, place, pool, False)
     with contextlib.closing(decoder):
         _check_template(decoder, template, settings["chat_template_kwargs"])
-        opening = [] if system is None else [{"role": "system", "content": system}]
-        _Conversation(decoder, tools, screen, params, opening, settings, quiet).run()
+        session = decoder.session()
+
+        def ask(messages: Sequence[Message]) -> Answer:
+            prompt = Chat(messages, **settings)
+            result, interrupted = show_stream(session, prompt, params, screen, tools.interrupts)
+            return Answer(result.text or "", interrupted, lambda note: screen.figures(result.stats, note))
+
+        Conversation(ask, screen, tools.interrupts, opening, quiet).run()
 
 
-class _Conversation:
-    def __init__(
-        self,
-        decoder: Decoder,
-        tools: Tools,
-        screen: Screen,
-        params: SamplingParams,
-        opening: list[dict[str, str]],
-        settings: Mapping[str, Any],
-        quiet: bool,
-    ) -> None:
-        self._session: Session = decoder.session()
-        self._tools, self._screen, self._params, self._quiet = tools, screen, params, quiet
-        self._opening, self._settings = opening, settings
-        self._messages = list(opening)
+def _talk_with_server(
+    context: click.Context,
+    url: str,
+    api_key_file: str | None,
+    params: SamplingParams,
+    chosen: Mapping[str, Any],
+    opening: Sequence[Message],
+    quiet: bool,
+) -> None:
+    from ouroboros._render import Screen
+    from ouroboros.commands.remote import RemoteChat, Server, request_fields
 
-    def run(self) -> None:
-        self._screen.note(_HELP)
-        if not self._quiet:
-            self._screen.legend()
-        for line in _lines(self._screen):
-            match line.strip():
-                case "":
-                    continue
-                case "/exit" | "/quit":
-                    return
-                case "/help":
-                    self._screen.note(_HELP)
-                case "/clear":
-                    self._messages = list(self._opening)
-                case "/undo":
-                    del self._messages[max(len(self._opening), len(self._messages) - 2) :]
-                case command if command.startswith("/"):
-                    self._screen.warn(f"no such command: {command!r} ({_HELP})")
-                case _:
-                    self._turn(line)
+    for option in context.command.params:
+        if option.name in _HERE and _given(context, option.name):
+            raise InputError(f"{option.opts[0]} is for models loaded here, not for --url: a server has its own")
+    fields = {**request_fields(params), **chosen}
+    server = Server(url, None if api_key_file is None else _key(api_key_file))
+    screen = Screen()
+    model = server.model()
+    screen.note(f"{model} at {url}")
+    interrupts = context.obj.interrupts
+    ask = RemoteChat(server, {**fields, "model": model}, screen, interrupts)
+    Conversation(ask, screen, interrupts, opening, quiet).run()
 
-    def _turn(self, line: str) -> None:
-        asked = [*self._messages, {"role": "user", "content": line}]
-        try:
-            chat = Chat(asked, **self._settings)
-            result, interrupted = show_stream(self._session, chat, self._params, self._screen, self._tools.interrupts)
-        except InputError as error:  # the conversation has become too long, say
-            self._screen.warn(str(error))
-            return
-        if interrupted:
-            self._tools.interrupts.forgive()
-        self._messages = [*asked, {"role": "assistant", "content": result.text or ""}]
-        self._screen.text("\n")
-        if not self._quiet:
-            self._screen.figures(result.stats, " (stopped)" if interrupted else "")
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _key(path: str) -> str:
+    key = (read_text(path, "API key file").splitlines() or [""])[0].strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise InputError(f"the first line of the API key file {path!r} must be a key of printable ASCII characters")
+    return key
 
 
 def _arguments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -158,31 +164,6 @@ def _arguments(assignments: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             found[name] = value
     return found
-
-
-def _lines(screen: Screen) -> Iterator[str]:
-    """The user's messages, until the input ends."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # gives ``input`` its line editing and its history
-    while True:
-        parts: list[str] = []
-        while True:
-            try:
-                parts.append(input("" if not sys.stdin.isatty() else "... " if parts else ">>> "))
-            except EOFError:
-                if parts:
-                    yield "\n".join(parts)
-                elif sys.stdin.isatty():
-                    screen.text("\n")
-                return
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"standard input must be UTF-8 text, not with the byte {error.object[error.start]:#04x}"
-                ) from None
-            if not parts[-1].endswith("\\"):
-                break
-            parts[-1] = parts[-1][:-1]
-        yield "\n".join(parts)
 
 
 def _check_template(decoder: Decoder, template: str | None, arguments: Mapping[str, Any]) -> None:

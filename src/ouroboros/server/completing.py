@@ -157,7 +157,14 @@ class Answer:
         self._logprobs = asked.params.logprobs is not None
         form = service.tool_format
         self._outputs = [
-            Output(i, ticket, service, CallParser(form, asked.functions) if asked.functions else None, self._logprobs)
+            Output(
+                i,
+                ticket,
+                service,
+                CallParser(form, asked.functions) if asked.functions else None,
+                self._logprobs,
+                self._sources,
+            )
             for i, ticket in enumerate(run.tickets)
         ]
         self._head = {

@@ -22,11 +22,12 @@ __all__ = ["Delta", "Output", "merged", "usage_of"]
 
 @dataclass(slots=True)
 class Delta:
-    """What has come since the last one. ``sources``: of each token, with its text."""
+    """What has come since the last one. ``sources``: of each token its text, where it comes from, the number of its
+    step from 1 (None for text of earlier tokens that was held back), and what was drafted in its place and refused."""
 
     events: list[Content | Begin | Arguments] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    sources: list[dict[str, str]] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
     finish: str | None = None  # why the text has ended, with its last delta
 
     @property
@@ -38,25 +39,32 @@ class Output:
     """Of one ticket.
 
     Args:
-        parser: of calls; None: all is text. logprobs: whether they were asked for.
+        parser: of calls; None: all is text. logprobs, sources: whether they were asked for.
 
     Attributes:
         text, calls, logprobs, sources: all of it so far; of a call its id, name and arguments. finish: why it ended.
     """
 
     def __init__(
-        self, index: int, ticket: Ticket, service: Service, parser: CallParser | None = None, logprobs: bool = False
+        self,
+        index: int,
+        ticket: Ticket,
+        service: Service,
+        parser: CallParser | None = None,
+        logprobs: bool = False,
+        sources: bool = False,
     ) -> None:
         self.index, self.ticket = index, ticket
         self.text = ""
         self.calls: list[dict[str, str]] = []
         self.logprobs: list[dict[str, Any]] = []
-        self.sources: list[dict[str, str]] = []
+        self.sources: list[dict[str, Any]] = []
+        self._steps = 0
         self.finish: str | None = None
         self.result: GenerationResult | None = None
         self._words, self._ends = service.words, service.ends
         self._metrics, self._began, self._first = service.metrics, time.monotonic(), False
-        self._parser, self._logprobs = parser, logprobs
+        self._parser, self._logprobs, self._with_sources = parser, logprobs, sources
 
     def take(self, chunk: Chunk) -> Delta:
         """A step's text."""
@@ -67,8 +75,20 @@ class Output:
         if self._logprobs:
             pairs = zip(chunk.token_ids, chunk.logprobs, strict=True)
             delta.logprobs = [_entry(token, one, self._words) for token, one in pairs if token not in self._ends]
-        delta.sources = [{"text": text, "source": source} for text, source in chunk.pieces]
+        if self._with_sources:
+            delta.sources = self._sources_of(chunk)
         return self._note(delta)
+
+    def _sources_of(self, chunk: Chunk) -> list[dict[str, Any]]:
+        if not chunk.token_ids:
+            return [{"text": text, "source": source, "step": None} for text, source in chunk.pieces]
+        self._steps += 1
+        found: list[dict[str, Any]] = []
+        for (text, source), refused in zip(chunk.pieces, chunk.refused, strict=True):
+            found.append({"text": text, "source": source, "step": self._steps})
+            if refused and self._words is not None:
+                found[-1]["refused"] = [self._words.spelling(token) for token in refused]
+        return found
 
     def end(self, result: GenerationResult) -> Delta:
         """The text is over."""
