@@ -128,7 +128,7 @@ def test_every_parameter_is_sent_or_refused() -> None:
     for values in refused.values():
         with pytest.raises(InputError, match="loaded here"):
             request_fields(SamplingParams(**values))
-    elsewhere = {"n", "logprobs", "processors", "method"}  # no option of a chat, or one of its own
+    elsewhere = {"n", "logprobs", "processors", "method", "prediction"}  # no option of a chat, or one of its own
     assert set(SamplingParams.__dataclass_fields__) == set(other) | set(refused) | elsewhere
 
 

@@ -118,7 +118,7 @@ class PhrasePool:
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
         self._count = 0
         self._vocabulary: str | None = None
-        self._below: int | None = None  # what every token is below, as far as anyone has said
+        self._checked: int | None = None  # every token's id is below it, as far as anyone has asked
 
     def __len__(self) -> int:
         """Phrases in the pool; one that is known under several keys counts once for each."""
@@ -147,12 +147,12 @@ class PhrasePool:
             if self._vocabulary not in (None, vocabulary):
                 raise InputError("the PhrasePool belongs to another vocabulary than the target model's")
             self._vocabulary = vocabulary
-        if self._below is None or self._below > vocab_size:
+        if self._checked is None or self._checked > vocab_size:
             for key, phrase in self.items():
                 largest = max((*key, *phrase.tokens))
                 if largest >= vocab_size:
                     raise InputError(f"the PhrasePool holds the token id {largest}; allowed are 0 to {vocab_size - 1}")
-        self._below = max(self._below or 0, vocab_size)
+        self._checked = max(self._checked or 0, vocab_size)
 
     def insert(self, context: Sequence[int], tokens: Sequence[int], origin: Origin, again: bool = False) -> None:
         """Learns that ``tokens`` followed ``context``, under the last tokens of it.

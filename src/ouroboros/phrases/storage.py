@@ -106,7 +106,7 @@ def load_pool(path: str | os.PathLike[str], fingerprint: str, vocab_size: int) -
     try:
         arrays, bounds = _read(Path(path), fingerprint)
         check(arrays, vocab_size, bounds["max_tokens"])
-        return _memory(arrays, PhrasePool(**bounds))
+        return _memory(arrays, PhrasePool(bounds["max_keys"], bounds["phrases_per_key"], bounds["max_tokens"]))
     except LoadError as error:
         raise PoolFileError(f"cannot read the phrase pool {str(path)!r}: {error}") from error
     except (OSError, SafetensorError) as error:
