@@ -309,7 +309,12 @@ def test_every_option_of_every_command_is_read(name: str) -> None:
 
 def test_the_parameters_that_have_no_option_are_known(load: FakeLoad) -> None:
     options = {str(option.name) for option in cli.cli.commands["generate"].params}
-    assert set(SHOWS) - options == {"processors", "grammar", "n", "prediction"}  # functions; by kind; one stream; long text
+    assert set(SHOWS) - options == {
+        "processors",
+        "grammar",
+        "n",
+        "prediction",
+    }  # functions; by kind; one stream; long text
 
 
 @pytest.fixture
