@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros.errors import InputError
+from ouroboros.stream import GenerationResult
 
 __all__ = ["PLAIN", "SUBJECT", "Case", "Raw", "Run", "read_raw", "write_raw"]
 
@@ -57,6 +58,30 @@ class Run:
     step_ms: tuple[float, ...] = ()
     rows: tuple[int, ...] = ()
     draft_rows: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, label: str, repeat: int, result: GenerationResult, began: float, wall_seconds: float) -> Run:
+        """What the result of a request says of it."""
+        stats = result.stats
+        return cls(
+            label=label,
+            repeat=repeat,
+            began=began,
+            wall_seconds=wall_seconds,
+            prefill_seconds=stats.prefill_seconds,
+            draft_prefill_seconds=stats.draft_prefill_seconds,
+            decode_seconds=stats.decode_seconds,
+            draft_seconds=stats.draft_seconds,
+            tokens=stats.new_tokens,
+            target_forwards=stats.target_forwards,
+            draft_forwards=stats.draft_forwards,
+            draft_tokens=stats.draft_tokens,
+            finish_reason=result.finish_reason,
+            accepted=stats.accepted_by_source,
+            origins=stats.accepted_by_origin,
+            rows=tuple(decision.rows for decision in result.decisions),
+            draft_rows=tuple(tuple(decision.draft_rows) for decision in result.decisions),
+        )
 
 
 @dataclass(frozen=True, slots=True)

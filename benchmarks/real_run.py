@@ -199,27 +199,11 @@ class _Bench:
         decoding = began + stats.prefill_seconds + stats.draft_prefill_seconds
         keep = repeat == 0 or label == SUBJECT  # the steps of further repeats say little, and fill the file
         steps = [round(1000 * (b - a), 1) for a, b in zip([decoding, *ends], ends, strict=False)] if keep else []
-        run = Run(
-            label=label,
-            repeat=repeat,
-            began=began - self._zero,
-            wall_seconds=end - began,
-            prefill_seconds=stats.prefill_seconds,
-            draft_prefill_seconds=stats.draft_prefill_seconds,
-            decode_seconds=stats.decode_seconds,
-            draft_seconds=stats.draft_seconds,
-            tokens=stats.new_tokens,
-            target_forwards=stats.target_forwards,
-            draft_forwards=stats.draft_forwards,
-            draft_tokens=stats.draft_tokens,
-            finish_reason=result.finish_reason,
-            accepted=stats.accepted_by_source,
-            origins=stats.accepted_by_origin,
+        run = replace(
+            Run.of(label, repeat, result, began - self._zero, end - began),
             disturbed=any(a < end - self._zero and began - self._zero < b for a, b in self.disturbances),
             step_tokens=tuple(tokens) if keep else (),
             step_ms=tuple(steps),
-            rows=tuple(decision.rows for decision in result.decisions),
-            draft_rows=tuple(tuple(decision.draft_rows) for decision in result.decisions),
         )
         return run, result
 

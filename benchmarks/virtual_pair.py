@@ -22,7 +22,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,28 +153,10 @@ def _case(
             clock=clock,
         )
         found = decoder.generate(asked, max_new_tokens=chosen.new_tokens, temperature=heat, seed=seed)
-        stats = found.stats
         plain = found.token_ids if label == PLAIN else plain
         prompt_tokens = len(found.prompt_token_ids)
-        runs.append(
-            Run(
-                label=label,
-                repeat=0,
-                began=0.0,
-                wall_seconds=clock.seconds,
-                prefill_seconds=stats.prefill_seconds,
-                draft_prefill_seconds=stats.draft_prefill_seconds,
-                decode_seconds=stats.decode_seconds,
-                draft_seconds=stats.draft_seconds,
-                tokens=stats.new_tokens,
-                target_forwards=stats.target_forwards,
-                draft_forwards=stats.draft_forwards,
-                draft_tokens=stats.draft_tokens,
-                finish_reason=found.finish_reason,
-                accepted=stats.accepted_by_source,
-                differs_at=first_difference(plain, found.token_ids),
-            )
-        )
+        run = Run.of(label, 0, found, 0.0, clock.seconds)
+        runs.append(replace(run, differs_at=first_difference(plain, found.token_ids)))
     return Case(prompt.name, heat, seed, 0, prompt_tokens, 0.0, plain, tuple(runs))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,18 @@ def one_by_one(of: LlamaModel, tokens: Sequence[int]) -> list[Tensor]:
         found.append(score(of, slot, TokenTree(token))[0])
         slot.commit([0])
     return found
+
+
+def same_bits_in_pieces(of: LlamaModel, tokens: Sequence[int], cuts: Iterable[Sequence[int]]) -> None:
+    """Chains of these sizes, one after the other, have the bits of plain decoding."""
+    plain = one_by_one(of, tokens)
+    for pieces in cuts:
+        slot, at = filled(of, []), 0
+        for size in pieces:
+            got = score(of, slot, chain(tokens[at : at + size]))
+            slot.commit(range(size))
+            assert all(torch.equal(a, b) for a, b in zip(got, plain[at : at + size], strict=True))
+            at += size
 
 
 def life(of: LlamaModel) -> Tensor:
@@ -320,14 +332,7 @@ def test_trees_have_the_bits_of_plain_decoding(variant: str, kind: str, threads:
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     mine = model(variant, dtype, "kernels", kind if kind in QUANTISED else None)
     written = text(45)
-    plain = one_by_one(mine, written)
-    for pieces in ([45], [1, 44], [17, 28], [30, 2, 13]):
-        slot, at = filled(mine, []), 0
-        for size in pieces:
-            got = score(mine, slot, chain(written[at : at + size]))
-            slot.commit(range(size))
-            assert all(torch.equal(a, b) for a, b in zip(got, plain[at : at + size], strict=True))
-            at += size
+    same_bits_in_pieces(mine, written, ([45], [1, 44], [17, 28], [30, 2, 13]))
     tree = random_tree(33, 4)
     whole = filled(mine, written)
     got = score(mine, whole, tree)

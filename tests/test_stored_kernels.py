@@ -20,7 +20,17 @@ from ouroboros.models.packed import KINDS, STORED, Arena, Matrix, Part
 from ouroboros.models.quantised import Precision
 from ouroboros.models.stored import BLOCKS, HALVES, StoredWeights
 from tests.blocks import StoredTensors, random_blocks
-from tests.test_kernels import CPU, chain, filled, life, needed, one_by_one, random_tree, score, text
+from tests.test_kernels import (
+    CPU,
+    filled,
+    life,
+    needed,
+    one_by_one,
+    random_tree,
+    same_bits_in_pieces,
+    score,
+    text,
+)
 
 pytestmark = needed
 GROUP = 32  # inputs that are rounded together
@@ -207,14 +217,7 @@ def test_rounding_of_rows(kind: str) -> None:
 def test_trees_have_the_bits_of_plain_decoding(variant: str, kinds: Sequence[str]) -> None:
     mine, _ = pair(kinds, variant)
     written = text(37)
-    plain = one_by_one(mine, written)
-    for pieces in ([37], [1, 36], [17, 20], [20, 4, 13]):
-        slot, at = filled(mine, []), 0
-        for size in pieces:
-            got = score(mine, slot, chain(written[at : at + size]))
-            slot.commit(range(size))
-            assert all(torch.equal(a, b) for a, b in zip(got, plain[at : at + size], strict=True))
-            at += size
+    same_bits_in_pieces(mine, written, ([37], [1, 36], [17, 20], [20, 4, 13]))
     tree = random_tree(33, 4)
     got = score(mine, filled(mine, written), tree)
     for node in (0, 7, 32):

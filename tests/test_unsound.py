@@ -26,6 +26,14 @@ from tests.reference import generate
 
 PROMPT = [3, 1, 4, 1, 5]
 NEW = 20
+SIZES: dict[str, Any] = {  # of a small GPT-2
+    "vocab_size": 40,
+    "n_positions": 64,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "eos_token_id": None,
+}
 NAN, INF = math.nan, math.inf
 Spoil = Callable[[Tensor], Tensor]
 
@@ -164,15 +172,7 @@ def test_guidance_grammar_and_logprobs(tiny: Pair, method: str) -> None:
 def test_weights_that_lose_their_numbers_after_loading(method: str) -> None:
     """In a module that is kept, anything may happen to them."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 40,
-        "n_positions": 64,
-        "n_embd": 16,
-        "n_layer": 1,
-        "n_head": 2,
-        "eos_token_id": None,
-    }
-    sound, helper = (hf.GPT2LMHeadModel(hf.GPT2Config(**sizes)).eval() for _ in range(2))
+    sound, helper = (hf.GPT2LMHeadModel(hf.GPT2Config(**SIZES)).eval() for _ in range(2))
     plain = ouroboros.load(sound, method="autoregressive").generate(PROMPT, max_new_tokens=NEW).token_ids
     source = random.Random(1)
     for value in (NAN, INF, -INF, 1e-42, 3e38):
@@ -197,15 +197,7 @@ def test_weights_that_lose_their_numbers_after_loading(method: str) -> None:
 
 def test_in_transformers_own_call() -> None:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 40,
-        "n_positions": 64,
-        "n_embd": 16,
-        "n_layer": 1,
-        "n_head": 2,
-        "eos_token_id": None,
-    }
-    model = hf.GPT2LMHeadModel(hf.GPT2Config(**sizes)).eval()
+    model = hf.GPT2LMHeadModel(hf.GPT2Config(**SIZES)).eval()
     settings: dict[str, Any] = {"max_new_tokens": 4, "pad_token_id": 0, "custom_generate": CustomGenerate()}
     ids = torch.tensor([PROMPT])
     with pytest.raises(ouroboros.InputError, match="guidance_scale must be"):

@@ -83,8 +83,9 @@ class Plan:
                 matching += 1
 
     def recycle(self, node: int, tokens: Sequence[int], probs: Sequence[float], near: bool, least: float) -> None:
-        """Adds what the target model predicted elsewhere behind the same tokens, ``near``: the same two, below a node
-        that the draft model has not scored. Such a prediction knows more than the phrases that hang there.
+        """Adds what the target model predicted elsewhere after the same tokens (``near``: the same two), below a node
+        that the draft model has not scored. A near prediction outweighs the phrases that hang there, but for those
+        whose match is long (``SURE``): they outweigh it.
 
         Args:
             tokens, probs: best first. least: what is accepted with less than this chance is left out.
