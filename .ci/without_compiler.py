@@ -16,7 +16,7 @@ def ask(*arguments: str) -> Any:
     """The JSON object that the installed command prints, and nothing on standard error: no word of compiling."""
     here = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as nowhere:
-        kept = {"PATH": nowhere, "HF_HUB_OFFLINE": "1", "HOME": "/nowhere", "LANG": "C.UTF-8"}
+        kept = {"PATH": nowhere, "HF_HUB_OFFLINE": "1", "HOME": nowhere, "LANG": "C.UTF-8"}
         command = [sys.executable, str(here / "ouroboros"), *arguments, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=kept)
     assert (done.returncode, done.stderr) == (0, ""), f"{arguments[0]}: {done.returncode}, {done.stderr}"

@@ -585,7 +585,7 @@ def test_a_near_tie_is_exit_status_0(
         (["--set", "BOUNDS=1"], ["'BOUNDS'"]),
         (["--set", "window=wide"], ["window", "'wide'"]),
         (["--threads", "0"], ["--threads", "0"]),
-        (["--prompt-file", "/nowhere"], ["'/nowhere'", "No such file"]),
+        (["--prompt-file", "/nowhere/at all"], ["'/nowhere/at all'", "No such file"]),
         (["extra"], ["extra"]),
     ],
 )

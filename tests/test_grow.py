@@ -365,4 +365,4 @@ def test_unknown_names() -> None:
     with pytest.raises(InputError, match=r"^the checkpoint cannot be grown to '62m': head_dim must [^\n]*$"):
         load_grown(TARGET, "62m")
     with pytest.raises(LoadError, match=r"^no such directory: [^\n]*$"):
-        load_grown("/nowhere", "62m")
+        load_grown("/nowhere/at all", "62m")
