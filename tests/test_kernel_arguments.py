@@ -40,11 +40,11 @@ def fields(**values: int) -> tuple[Any, Any, tuple[Any, ...]]:
     return model, sequence, (memory, parents)
 
 
-def checked(positions: int = 9, wanted: tuple[int, ...] = (0, 5), **values: int) -> str:
+def checked(positions: int = 9, wanted: tuple[int, ...] = (0, 5), tiles: tuple[int, ...] = (), **values: int) -> str:
     model, sequence, _held = fields(**values)
-    rows = array("i", wanted)
+    rows, chosen = array("i", wanted), array("i", tiles)
     given = ctypes.addressof(model), ctypes.addressof(sequence), 1
-    return kernels._WRONG[found().ouroboros_check(*given, positions, rows.buffer_info()[0], len(rows))]
+    return kernels._WRONG[found().ouroboros_check(*given, positions, *rows.buffer_info(), *chosen.buffer_info())]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,9 @@ def checked(positions: int = 9, wanted: tuple[int, ...] = (0, 5), **values: int)
         ({"positions": 8}, "positions"),
         ({"wanted": (6,)}, "the wanted rows"),
         ({"wanted": (-1,)}, "the wanted rows"),
+        ({"tiles": (0, 1)}, ""),
+        ({"tiles": (2,)}, "tiles"),
+        ({"tiles": (-1,)}, "tiles"),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ import torch
 from ouroboros.cores import Cores
 from ouroboros.errors import InputError, LoadError, UnsupportedArchitecture
 from ouroboros.models.base import CausalModel, ModelInfo
-from ouroboros.models.llama import check_engine
+from ouroboros.models.llama import LlamaModel, check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
 from ouroboros.models.packed import STORED
 from ouroboros.text import Tokenizer
@@ -112,14 +112,16 @@ def open_draft(
 ) -> tuple[CausalModel, Tokenizer | None]:
     """The same of a draft model. ``dtype``: ``auto`` for what is fastest beside this target."""
     place = replace(placement, device_map=None)
+    found = None
     if dtype != "auto":
-        return open_model(source, replace(place, dtype=dtype), token=token)
-    if isinstance(source, str | os.PathLike) and target.dtype in ("bfloat16", STORED) and target.engine == "kernels":
+        place = replace(place, dtype=dtype)
+    elif isinstance(source, str | os.PathLike) and target.dtype in ("bfloat16", STORED) and target.engine == "kernels":
         with contextlib.suppress(UnsupportedArchitecture, LoadError):  # what is wrong with it is said below
-            # A GGUF file's own blocks are fewer bytes than any other format of the same weights.
-            kind = "auto" if resolve(os.fspath(source), token=token).is_file() else "w8a8"
-            return open_model(source, replace(place, dtype=kind), token=token)
-    return open_model(source, place, token=token)
+            found = open_model(source, replace(place, dtype="w8a8"), token=token)
+    found = found or open_model(source, place, token=token)
+    if isinstance(found[0], LlamaModel) and isinstance(source, str | os.PathLike):  # and not somebody's target as well
+        found[0].narrow()
+    return found
 
 
 def _from_directory(path: Path, placement: Placement) -> CausalModel:

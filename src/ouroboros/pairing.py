@@ -71,9 +71,9 @@ def load(
         engine: what computes in the native decoder: ``auto``, the fastest that is to be had, or one that must be had:
             ``kernels`` (C++, on CPUs with AVX2 or AVX-512), PyTorch's operators with weights ``packed`` by oneDNN or
             ``plain``, or ``static``: these in fixed shapes, on CUDA as graphs. ``info.engine`` of a model says which.
-        draft_dtype: the draft model's; ``auto`` is ``dtype``, but beside a bfloat16 target or a GGUF file in the C++
-            kernels what costs the time to read few bytes: a GGUF file's own blocks, else ``w8a8``. What is drafted is
-            verified whatever drafts it.
+        draft_dtype: the draft model's; ``auto`` is ``dtype``, but ``w8a8`` beside a bfloat16 target or a GGUF file in
+            the C++ kernels, which of a large vocabulary then compute the likely tokens' logits alone. What is drafted
+            is verified whatever drafts it.
         threads: of a forward on the CPU, for this process from now on. None: one for each physical core that the
             process may use, a container's limit counted, unless PyTorch was told another number.
 

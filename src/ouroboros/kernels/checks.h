@@ -3,11 +3,13 @@
 #include <cstdint>
 
 #include "model.h"
+#include "vectors.h"
 
-enum Wrong { NOTHING, SHAPE, LENGTHS, CAPACITY, PARENTS, POSITIONS, WANTED };  // named in models/kernels.py
+enum Wrong { NOTHING, SHAPE, LENGTHS, CAPACITY, PARENTS, POSITIONS, WANTED, TILES };  // named in models/kernels.py
 
 // positions: that the rotary tables hold.
-static inline Wrong check_forward(const Model& m, const Sequence* sequences, int count, int positions, const int* wanted, int wanted_count) {
+static inline Wrong check_forward(const Model& m, const Sequence* sequences, int count, int positions, const int* wanted,
+                                  int wanted_count, const int* tiles, int tile_count) {
     if (count < 0 || m.kv_heads < 1 || m.heads < 1 || m.heads % m.kv_heads || m.head_size < 1 || m.vocabulary < 1) return SHAPE;
     int64_t rows = 0;
     for (int s = 0; s < count; ++s) {
@@ -23,6 +25,9 @@ static inline Wrong check_forward(const Model& m, const Sequence* sequences, int
     if (wanted_count < 0) return WANTED;
     for (int i = 0; i < wanted_count; ++i)
         if (wanted[i] < 0 || wanted[i] >= rows) return WANTED;
+    if (tile_count < 0) return TILES;
+    for (int i = 0; i < tile_count; ++i)
+        if (tiles[i] < 0 || tiles[i] >= (m.vocabulary + TILE - 1) / TILE) return TILES;
     return NOTHING;
 }
 

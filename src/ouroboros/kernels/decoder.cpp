@@ -55,8 +55,9 @@ void ouroboros_sizes(int64_t* bytes) {
 }
 
 // What is wrong with a forward's arguments (checks.h); 0 if nothing is.
-int ouroboros_check(const Model* model, const Sequence* sequences, int count, int positions, const int* wanted, int wanted_count) {
-    return check_forward(*model, sequences, count, positions, wanted, wanted_count);
+int ouroboros_check(const Model* model, const Sequence* sequences, int count, int positions, const int* wanted, int wanted_count,
+                    const int* tiles, int tile_count) {
+    return check_forward(*model, sequences, count, positions, wanted, wanted_count, tiles, tile_count);
 }
 
 // Bytes of a packed matrix.
@@ -113,14 +114,15 @@ void ouroboros_stored_product(const Matrix* matrix, const float* rows, int count
         });
 }
 
-// tables: of each rope cos and sin, [positions, head_size / 2]. logits: [wanted, vocabulary] of the rows' type. 0, or 1 without memory.
+// tables: of each rope cos and sin, [positions, head_size / 2]. tiles: of 32 tokens whose logits are computed, or null for all.
+// logits: [wanted, vocabulary] of the rows' type, those of other tiles left as they are. 0, or 1 without memory.
 int ouroboros_forward(const Model* model, const Sequence* sequences, int count, const int* tokens, const float* const* tables,
-                      const int* wanted, int wanted_count, void* logits, int threads) {
+                      const int* wanted, int wanted_count, const int* tiles, int tile_count, void* logits, int threads) {
     try {
         with_any_format(model->format, [&](auto w) {
             using W = decltype(w);
             Forward<W>(*model, sequences, count)
-                .run(tokens, tables, wanted, wanted_count, (typename W::Activation::Element*)logits, threads);
+                .run(tokens, tables, {wanted, wanted_count}, {tiles, tile_count}, (typename W::Activation::Element*)logits, threads);
         });
         return 0;
     } catch (const std::bad_alloc&) {

@@ -9,6 +9,15 @@
 #include "stored/matrix.h"
 #include "team.h"
 
+// Some of a number of things: those listed, or with a null list all.
+struct Some {
+    const int* list;
+    int count;
+
+    int of(int all) const { return list ? count : all; }
+    int operator[](int i) const { return list ? list[i] : i; }
+};
+
 constexpr int FEW = 4;        // rows that each thread norms for itself
 constexpr int FEW_ROUND = 16;  // and that it rounds
 
@@ -72,17 +81,18 @@ struct Forward : Plan {
 
     // done(row, first output, how many, sums) for every row and tile of 32 outputs; sums have scale and bias.
     template <class Format, class F>
-    void multiply_all(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
-        if constexpr (std::is_same_v<Format, WeightsStored>) return multiply_stored(team, phase, thread, w, rows, done);
-        else multiply_packed<Format>(team, phase, thread, w, rows, done);
+    void multiply_all(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done, Some tiles = {}) {
+        if constexpr (std::is_same_v<Format, WeightsStored>) return multiply_stored(team, phase, thread, w, rows, done, tiles);
+        else multiply_packed<Format>(team, phase, thread, w, rows, done, tiles);
     }
 
     template <class Format, class F>
-    void multiply_packed(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
+    void multiply_packed(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done, Some tiles) {
         const int words = w.inputs / A::PER_WORD;
         const Rows in = product_rows<Format>(team, phase, thread, w.inputs, rows);
         const size_t size = Format::tile_size(words);
-        team.share(phase++, thread, (w.outputs + TILE - 1) / TILE, [&](int tile) {
+        team.share(phase++, thread, tiles.of((w.outputs + TILE - 1) / TILE), [&](int item) {
+            const int tile = tiles[item];
             const int o = tile * TILE, left = std::min(TILE, w.outputs - o);
             Matmul<Format>::tile(w.weights + tile * size, in, words, [&](int r, float* sums) {
                 for (int i = 0; i < TILE; i += LANES) {
@@ -99,7 +109,7 @@ struct Forward : Plan {
 
     // The same of a matrix as a file holds it.
     template <class F>
-    void multiply_stored(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done) {
+    void multiply_stored(Team& team, int& phase, int thread, const Matrix& w, const Rows& rows, F&& done, Some tiles) {
         char* const at = rounded + (each_rounds ? thread * rounded_size : 0);
         const stored::Inputs in = {rows, {(stored::Rounded*)at, rows.count}};
         const bool whole = std::any_of(w.part, w.part + w.parts, [](const Part& part) { return !stored::plain(part.kind); });
@@ -107,8 +117,8 @@ struct Forward : Plan {
             for (int r = 0; r < int(rows.count); ++r) in.rounded.round(rows, r, w.inputs);
         else if (whole)
             team.share(phase++, thread, int(rows.count), [&](int r) { in.rounded.round(rows, r, w.inputs); });
-        team.share(phase++, thread, stored::tiles(w), [&](int tile) {
-            stored::tile(w, tile, in, [&](int r, int o, int left, float* sums) {
+        team.share(phase++, thread, tiles.of(stored::tiles(w)), [&](int item) {
+            stored::tile(w, tiles[item], in, [&](int r, int o, int left, float* sums) {
                 for (int i = 0; w.bias && i < TILE; i += LANES)
                     store_line(sums + i, load_line(sums + i) + Fp32::load(w.bias + o + i, first(left - i)));
                 done(r, o, left, sums);
@@ -195,11 +205,12 @@ struct Forward : Plan {
         }
     }
 
-    void run(const int* tokens, const float* const* tables, const int* wanted, int wanted_count, Element* logits, int threads) {
-        place(wanted_count, threads);
+    // tiles: of the output matrix.
+    void run(const int* tokens, const float* const* tables, Some wanted, Some tiles, Element* logits, int threads) {
+        place(wanted.count, threads);
         const int n = int(rows.size());
         // Where an item has all rows of its head, who attends also turns; else threads would wait for each other once more.
-        const int most = std::max(n, wanted_count);
+        const int most = std::max(n, wanted.count);
         const bool few = most <= FEW, whole = int(items.size()) == m.kv_heads;
         const auto add_to = [&](float* to, const float* from, int count) {
             for (int i = 0; i < count; i += LANES) {
@@ -274,15 +285,16 @@ struct Forward : Plan {
                 multiply_all<W>(team, phase, me, layer.down, inner, add);
                 add_normed(layer.mlp_norm);
             }
-            if (wanted_count) {
-                const Rows in = norms(wanted_count, wanted, m.norm);
-                multiply_all<typename W::Head>(team, phase, me, m.head, in, [&](int r, int o, int left, const float* sums) {
+            if (wanted.count) {
+                const Rows in = norms(wanted.count, wanted.list, m.norm);
+                const auto store = [&](int r, int o, int left, const float* sums) {
                     for (int i = 0; i < left; i += LANES) {
                         const Vec v = load_line(sums + i) / all(m.logits_divisor);
                         Element* to = logits + size_t(r) * m.vocabulary + o + i;
                         A::store(to, first(left - i), m.logits_cap != 0 ? capped(v, m.logits_cap) : v);
                     }
-                });
+                };
+                multiply_all<typename W::Head>(team, phase, me, m.head, in, store, tiles);
             }
         }
     }

@@ -160,7 +160,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.ouroboros_instructions.restype = ctypes.c_char_p
     found.ouroboros_sizes.argtypes = [pointer]
     found.ouroboros_sizes.restype = None
-    found.ouroboros_check.argtypes = [pointer, pointer, integer, integer, pointer, integer]
+    found.ouroboros_check.argtypes = [pointer, pointer, integer, integer, *(pointer, integer), *(pointer, integer)]
     found.ouroboros_packed_size.argtypes = [integer] * 4
     found.ouroboros_packed_size.restype = ctypes.c_int64
     found.ouroboros_pack.argtypes = [integer, pointer, integer, integer, integer, pointer, pointer]
@@ -171,7 +171,10 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.ouroboros_stored_pack.restype = None
     found.ouroboros_stored_product.argtypes = [pointer, pointer, integer, pointer]
     found.ouroboros_stored_product.restype = None
-    found.ouroboros_forward.argtypes = [pointer, pointer, integer, *[pointer] * 3, integer, pointer, integer]
+    found.ouroboros_forward.argtypes = [
+        *(pointer, pointer, integer, pointer, pointer),
+        *(pointer, integer, pointer, integer, pointer, integer),
+    ]
     found.ouroboros_noise.argtypes = [ctypes.c_uint64, ctypes.c_uint64, integer, pointer]
     found.ouroboros_noise.restype = None
     found.ouroboros_guess.argtypes = [

@@ -17,6 +17,7 @@ from torch import Tensor
 from ouroboros.kernels.library import library
 from ouroboros.models.block import Block
 from ouroboros.models.config import DecoderConfig
+from ouroboros.models.likely import OUTSIDE, LikelyTokens
 from ouroboros.models.packed import FORMATS, STORED, Arena, Matrix, Packer, RoundedPacker, StoredPacker, floats
 from ouroboros.models.rotary import rotary_frequencies
 from ouroboros.models.weights import Reader, StoredSource
@@ -58,7 +59,7 @@ class _Sequence(ctypes.Structure):
 
 _MIRRORED = (Matrix, _Layer, _Model, _Sequence)  # in the order of ouroboros_sizes
 # What ouroboros_check finds (kernels/checks.h).
-_WRONG = ("", "the model's shape", "lengths", "a cache's capacity", "parents", "positions", "the wanted rows")
+_WRONG = ("", "the model's shape", "lengths", "a cache's capacity", "parents", "positions", "the wanted rows", "tiles")
 
 
 def unsupported(
@@ -96,6 +97,8 @@ class KernelDecoder:
         weights: of FORMATS; with int8, int4 and w8a8 rows are bfloat16, with STORED float32. ``unsupported``
             must be None.
     """
+
+    likely: LikelyTokens | None = None  # those whose logits are computed; None for all
 
     def __init__(self, reader: Reader, weights: str) -> None:
         found = library()
@@ -154,19 +157,21 @@ class KernelDecoder:
         if last > self._tables[0].shape[0]:
             self._tables = self._rotary_tables(2 * last)
         tables = array("Q", [table.data_ptr() for table in self._tables])
+        tiles = self._tiles(tokens)
         given = ctypes.addressof(self._model), ctypes.addressof(sequences), len(blocks)
-        positions = self._tables[0].shape[0]
-        wrong = self._library.ouroboros_check(*given, positions, rows.buffer_info()[0], len(rows))
+        asked = rows.buffer_info()[0], len(rows), *((None, 0) if tiles is None else tiles.buffer_info())
+        wrong = self._library.ouroboros_check(*given, self._tables[0].shape[0], *asked)
         assert len(tokens) == sum(len(block) for block in blocks)
         if wrong:  # by no assert: the kernels would go beyond their buffers
             raise AssertionError(f"a forward's arguments are wrong: {_WRONG[wrong]}")
         logits = torch.empty((len(wanted), self._vocabulary), dtype=self._dtype)
+        if tiles is not None:
+            logits.fill_(OUTSIDE)
         failed = self._library.ouroboros_forward(
             *given,
             tokens.buffer_info()[0],
             tables.buffer_info()[0],
-            rows.buffer_info()[0],
-            len(rows),
+            *asked,
             logits.data_ptr(),
             torch.get_num_threads(),
         )
@@ -175,6 +180,13 @@ class KernelDecoder:
         for block in blocks:
             block.advance()
         return logits
+
+    def _tiles(self, tokens: Sequence[int]) -> array[int] | None:
+        """Of the output matrix, behind these tokens; None for all."""
+        if self.likely is None:
+            return None
+        self.likely.read(tokens)
+        return self.likely.tiles()
 
     def _floats(self, tensor: Tensor | None) -> int | None:
         return floats(self._small, tensor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -21,6 +22,7 @@ from ouroboros.models.buffers import buffers_for
 from ouroboros.models.config import DecoderConfig
 from ouroboros.models.kernels import KernelDecoder, unsupported
 from ouroboros.models.kv_cache import KVCache
+from ouroboros.models.likely import FIRST, LikelyTokens
 from ouroboros.models.linear import packs
 from ouroboros.models.operators import OperatorDecoder
 from ouroboros.models.packed import STORED, stored_bytes
@@ -87,6 +89,18 @@ class LlamaModel:
             stored=stored,
             work=_work(reader, precision),
         )
+
+    def narrow(self, first: int = FIRST) -> None:
+        """From now on the kernels compute the logits of likely tokens alone (likely.py), for a draft model; of a small
+        vocabulary, and in other engines, of all. ``first``: as many of the vocabulary's first tokens are among them."""
+        if not isinstance(self._decoder, KernelDecoder) or 2 * first > self.config.vocab_size:
+            return
+        likely = LikelyTokens(self.config.vocab_size, self.info.eos_token_ids, first)
+        self._decoder.likely = likely
+        spared = (1 - likely.share) * self.config.vocab_size * self.config.hidden_size  # products
+        work = self.info.work
+        read = round(work.bytes - spared * work.bytes / work.products)  # as if all matrices were of one format
+        self.info = replace(self.info, work=replace(work, bytes=read, products=round(work.products - spared)))
 
     def open(self) -> KVCache:
         shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
