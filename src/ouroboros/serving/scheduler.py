@@ -61,6 +61,7 @@ class Scheduler:
         self._pace = Pace()
         self._reading_rows = 0  # of prompts in the target's last forward
         self._joining: float | None = None  # others in a draft forward, lately
+        self._coming = 0  # requests that this round lets in behind the one at hand
 
     @property
     def idle(self) -> bool:
@@ -108,6 +109,7 @@ class Scheduler:
         for job in list(self.waiting):
             if len(self.running) >= self._max:
                 break
+            self._coming = min(len(self.waiting), self._max - len(self.running)) - 1
             text = job.text
             if self.caches.coming(text, job.target) > 0:
                 continue  # another one is reading the same prompt: its rows are there soon
@@ -121,6 +123,7 @@ class Scheduler:
             self.waiting.remove(job)
             self.running.append(job)
             self._start(job, job.caches)
+        self._coming = 0
 
     def _start(self, job: Job, caches: Caches) -> None:
         request = job.request
@@ -128,6 +131,7 @@ class Scheduler:
             request = replace(request, prompt=job.text, written=len(job.written))
         else:
             job.since = self._clock()
+        self._tell(job)
         try:
             job.flow = start(request, self._options, caches.target, caches.draft, self._control, job.load)
         except Exception as error:
@@ -293,8 +297,9 @@ class Scheduler:
     def _tell(self, job: Job) -> None:
         others = [other for other in self.running if other is not job]
         load = job.load
-        load.requests = len(others)
-        load.rows = self._reading_rows + sum(max(1, other.rows) for other in others)  # readers will soon have one
+        load.requests = len(others) + self._coming
+        # Readers, and who comes, will soon have one.
+        load.rows = self._reading_rows + sum(max(1, other.rows) for other in others) + self._coming
         load.rate = sum(other.rate for other in others)
         load.draft_rows = sum(other.draft_rows for other in others)
         load.joining = min(len(others), len(others) if self._joining is None else self._joining)
