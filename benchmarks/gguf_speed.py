@@ -5,8 +5,9 @@
 T(n): n rows behind 256 positions, logits of all of them; a prefill of 512 tokens without logits. Each side is a process
 of its own that waits for its turn; after each turn there is a pause for its threads to stop spinning. The peer's
 environment has llama-cpp-python; without ``--peer-python`` this library alone is measured. Beside them as many bytes as
-a row reads are summed up by as many threads: how fast memory is at that moment. Memory is what a process holds after a
-forward, in pages of its own and mapped ones. Results: benchmarks/results/gguf_speed-NAME.json.
+a row reads are summed up by as many threads: how fast memory is at that moment. Memory is what a process holds before
+its model is loaded and after a forward, in pages of its own and mapped ones. Results:
+benchmarks/results/gguf_speed-NAME.json.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def ours(file: Path, threads: int) -> tuple[Forward, dict[str, Any]]:
     from ouroboros.tree import Origin, TokenTree
 
     torch.set_num_threads(threads)
-    start = time.perf_counter()
+    before, start = resident(), time.perf_counter()
     model = load_directory(file, "auto", torch.device("cpu"))
     loaded = time.perf_counter() - start
     text, slot, empty = tokens(PREFILL, model.info.vocab_size), model.open(), model.open()
@@ -60,14 +61,14 @@ def ours(file: Path, threads: int) -> tuple[Forward, dict[str, Any]]:
         slot.truncate(0)
 
     info = model.info
-    told = {"load_seconds": loaded, "engine": info.engine, "dtype": info.dtype, "stored": info.stored}
+    told = {"before": before, "load_seconds": loaded, "engine": info.engine, "dtype": info.dtype, "stored": info.stored}
     return forward, {**told, "bytes": info.work.bytes, "products": info.work.products}
 
 
 def llama_cpp(file: Path, threads: int) -> tuple[Forward, dict[str, Any]]:
     import llama_cpp as lib
 
-    start = time.perf_counter()
+    before, start = resident(), time.perf_counter()
     sizes = {"n_ctx": 1024, "n_batch": PREFILL, "n_ubatch": PREFILL, "n_threads": threads, "n_threads_batch": threads}
     llama = lib.Llama(str(file), **sizes, verbose=False)
     loaded = time.perf_counter() - start
@@ -91,7 +92,7 @@ def llama_cpp(file: Path, threads: int) -> tuple[Forward, dict[str, Any]]:
             lib.llama_memory_seq_rm(memory, 0, CACHED, -1)
 
     decode(text[:CACHED], 0, False)
-    return forward, {"load_seconds": loaded, "version": lib.__version__}
+    return forward, {"before": before, "load_seconds": loaded, "version": lib.__version__}
 
 
 def reading(size: int, threads: int) -> tuple[Forward, dict[str, Any]]:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ouroboros.bench.throughput import Task
@@ -44,10 +44,22 @@ class LlamaServer:
     """See throughput.Service. As a context manager it ends the program.
 
     Args:
-        file: a GGUF file of the same model. places: requests at once (-np). positions: of each.
+        file: a GGUF file of the same model. places: requests at once (-np). positions: of each. options: further words
+            of its command line.
+
+    Attributes:
+        port: of the loopback interface.
     """
 
-    def __init__(self, file: str, places: int, positions: int, threads: int, program: str = PROGRAM) -> None:
+    def __init__(
+        self,
+        file: str,
+        places: int,
+        positions: int,
+        threads: int,
+        program: str = PROGRAM,
+        options: Sequence[str] = (),
+    ) -> None:
         """
         Raises:
             LoadError: the program is not on the PATH, the file is not there, or the server does not start.
@@ -60,9 +72,9 @@ class LlamaServer:
             raise LoadError(f"there is no file {file!r} for {program}")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self.port = free.getsockname()[1]
         sizes = ["-np", str(places), "-c", str(places * positions), "-t", str(threads)]
-        command = [path, "-m", file, *sizes, "--host", "127.0.0.1", "--port", str(self._port)]
+        command = [path, "-m", file, *sizes, "--host", "127.0.0.1", "--port", str(self.port), *options]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -78,7 +90,7 @@ class LlamaServer:
             if self._process.poll() is not None:
                 raise LoadError(f"{PROGRAM} ended with status {self._process.returncode}")
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
                     return
@@ -110,7 +122,7 @@ class LlamaServer:
             "stream": True,
             "return_tokens": True,
         }
-        connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
             headers = {"Content-Type": "application/json"}
             connection.request("POST", "/completion", json.dumps(asked), headers)
