@@ -107,7 +107,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if COMMANDS in markdown:
         return markdown.replace(COMMANDS, "\n".join(commands()))
     parts, end = [], 0
-    for block in CODE.finditer(markdown):  # code is left as it is
-        parts += [LINK.sub(lead, markdown[end : block.start()]), block[0]]
+    for block in CODE.finditer(markdown):  # code is left as it is, but for what .ci/snippets.py is told
+        parts += [LINK.sub(lead, markdown[end : block.start()]), block[0].replace("```python no-run", "```python", 1)]
         end = block.end()
     return "".join([*parts, LINK.sub(lead, markdown[end:])])
