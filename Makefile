@@ -4,7 +4,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: demo serve test bench bench-full bench-again sanitize check lint types imports build wheel clean help
+.PHONY: demo serve test docs bench bench-full bench-again sanitize check lint types imports build wheel clean help
 
 demo: $(READY)  ## show plain and speculative decoding side by side, with the embedded models
 	@$(BIN)/ouroboros demo
@@ -26,7 +26,7 @@ bench: $(READY)  ## measure every method and transformers on nine tasks: under 2
 	@cat $(RESULTS)/$@.md
 
 # Other programs, shuffled memories and the ablation on some of the prompts alone: the report says on which.
-bench-full: $(READY)  ## 8 prompts a task, longer outputs, all states, ablation: 90 minutes; the README's table
+bench-full: $(READY)  ## 8 prompts a task, longer outputs, all states, ablation: 90 minutes; the table of docs/benchmark.md
 	@mkdir -p $(RESULTS)
 	$(BENCH) --prompts 8 --warm-prompts 8 --new-tokens 128 \
 		--state cold --state warm --state shuffled --shuffled-prompts 1 \
@@ -66,6 +66,19 @@ types: $(READY)  ## strict types
 imports: $(READY)  ## imports point downward only
 	$(BIN)/lint-imports --no-logo
 
+# mkdocs and what it needs, in an environment of its own; of the library it reads the source alone.
+DOCS := .venv-docs
+
+docs: $(DOCS)/.ready  ## the documentation as a site, in site/; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+	@echo 'site/index.html'
+
+$(DOCS)/.ready: .ci/docs.txt
+	@for python in $(PYTHON) $(BIN)/python python3; do $$python -c 'import venv, ensurepip' 2>/dev/null && break; done; \
+	$$python -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check -r .ci/docs.txt
+	@touch $@
+
 build: $(READY)  ## wheel and source archive, in dist/
 	@rm -rf dist
 	$(BIN)/python -m build --no-isolation
@@ -74,7 +87,7 @@ wheel: $(READY)  ## the wheel for this platform, with the kernels compiled ahead
 	OUROBOROS_BUILD_KERNELS=1 $(BIN)/python -m build --no-isolation --wheel
 
 clean:  ## remove the environment, builds and caches
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-docs site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## this list

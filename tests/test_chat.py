@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -172,7 +174,7 @@ def test_arguments_of_the_template(
 def test_a_signal_to_end_saves_the_pool(tmp_path: Path, number: signal.Signals, when: str) -> None:
     pool = tmp_path / "pool"
     code = "import sys; from ouroboros.cli import main; sys.exit(main())"
-    args = ["chat", "--method", "lookahead", "--pool", str(pool), "--threads", "1", "--ignore-eos"]
+    args = ["chat", "--method", "suffix_decoding", "--pool", str(pool), "--threads", "1", "--ignore-eos"]
     with subprocess.Popen(
         [sys.executable, "-c", code, *args, "--max-new-tokens", "1500" if when == "answering" else "20"],
         stdin=subprocess.PIPE,
@@ -192,3 +194,54 @@ def test_a_signal_to_end_saves_the_pool(tmp_path: Path, number: signal.Signals, 
     assert (process.returncode, err) == (128 + number, b"")
     assert len(out) < 5000
     assert [file.name for file in tmp_path.iterdir()] == ["pool"]
+
+
+def at_a_terminal(tmp_path: Path, *typed: bytes) -> tuple[int, str]:
+    """``ouroboros chat`` with a terminal, to which the parts are typed, each when a prompt is there; x03 is Ctrl-C."""
+    pty = pytest.importorskip("pty")
+    main, side = pty.openpty()
+    code = "import sys; from ouroboros.cli import main; sys.exit(main())"
+    args = ["chat", "--threads", "1", "--max-new-tokens", "4", "--seed", "1", "--quiet", "--engine", "plain"]
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True,
+        preexec_fn=take_terminal,
+    ) as process:  # fmt: skip
+        os.close(side)
+        out, left = b"", list(typed)
+        with contextlib.suppress(OSError):  # Linux's word for a terminal whose other side is closed
+            while more := os.read(main, 1000):
+                out += more
+                if out.endswith(b">>> ") and left:
+                    os.write(main, left.pop(0))
+        status = process.wait(60)
+    os.close(main)
+    return status, out.decode().replace("\r", "")
+
+
+def test_pasted_lines_are_one_message(tmp_path: Path) -> None:
+    status, out = at_a_terminal(tmp_path, b"def add(a, b):\n    c = a\n    return\n", b"/exit\n")
+    assert (status, out.count(">>> ")) == (0, 2)
+    history = tmp_path / "ouroboros" / "chat-history"
+    assert history.stat().st_mode & 0o077 == 0
+    assert "def add(a, b):" in history.read_text()
+
+
+def test_ctrl_c_at_the_prompt_forgets_the_line_and_ends_the_second_time(tmp_path: Path) -> None:
+    status, out = at_a_terminal(tmp_path, b"nonsense\x03", b"/help\n", b"\x03", b"\x03")
+    assert status == 130
+    assert out.count("another Ctrl-C ends the conversation") == 2
+    assert "Traceback" not in out
+
+
+def test_a_closed_standard_input_is_one_line() -> None:
+    command = f"exec {sys.executable} -m ouroboros.cli chat --method lookahead <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "ouroboros: error: cannot read standard input: it is closed"

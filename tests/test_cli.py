@@ -23,8 +23,10 @@ import pytest
 
 import ouroboros
 from ouroboros import _render, cli
+from ouroboros._tables import of_demo
 from ouroboros._version import __version__
 from ouroboros.bench import demo
+from ouroboros.commands.demo import Clock
 from ouroboros.commands.options import Place
 from ouroboros.config import METHODS, OuroborosOptions, SamplingParams, options_from_strings
 from ouroboros.errors import LoadError
@@ -209,6 +211,7 @@ def run_fake(pieces: str, args: Sequence[str] | None) -> int:
     """For subprocesses: the command line with a fake decoder, in a process of its own."""
     fake: Any = slow_load if pieces == "slow_load" else FakeLoad(FakeDecoder(globals()[pieces]))
     cli._load = fake
+    demo.beside = lambda decoder, method: FakeDecoder()  # type: ignore[assignment, return-value]
     return cli.main(args)
 
 
@@ -271,6 +274,22 @@ def test_help_names_every_option_of_the_public_face(capsys: pytest.CaptureFixtur
     assert [option for option in GENERATE_OPTIONS if option not in text] == []
     assert cli.main(["--help"]) == 0
     assert "demo" in capsys.readouterr().out
+
+
+def test_the_bare_command_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    bare = capsys.readouterr()
+    assert cli.main(["--help"]) == 0
+    assert bare == capsys.readouterr()
+    assert "demo" in bare.out
+
+
+def test_shells_complete_commands_and_options() -> None:
+    for words, wanted in (("ouroboros gen", b"plain,generate"), ("ouroboros demo --tar", b"plain,--target")):
+        position = str(len(words.split()) - 1)
+        done = run(real_command(), _OUROBOROS_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=position)
+        assert (done.returncode, done.stdout.split(), done.stderr) == (0, [wanted], b"")
+    assert b"complete" in run(real_command(), _OUROBOROS_COMPLETE="bash_source").stdout
 
 
 def test_defaults_are_those_of_the_dataclasses(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,8 +362,10 @@ def test_set_converts_switches_and_numbers(load: FakeLoad, text: str, value: boo
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], ["generate", "demo"]),
         (["nonsense"], ["'nonsense'", "generate", "demo"]),
+        (["generat"], ["'generat'", "did you mean 'generate'?"]),
+        (["generate", "a", "--temprature", "1"], ["--temprature", "--temperature"]),
+        (["generate", ""], ["prompt is empty"]),
         (["--nonsense"], ["--nonsense"]),
         (["generate"], ["PROMPT", "--prompt-file", "-"]),
         (["generate", "a", "b"], ["b"]),
@@ -394,6 +415,8 @@ def test_set_converts_switches_and_numbers(load: FakeLoad, text: str, value: boo
         (["generate", "a", "--set", "x\x1b[31m\n=1"], ["\\x1b[31m"]),
         (["demo", "--temperature", "-1"], ["temperature", "-1.0"]),
         (["demo", "extra"], ["extra"]),
+        (["demo", "--draft", "D"], ["'D'", "target"]),
+        (["demo", "--backend", "transformers"], ["--backend", "--target"]),
     ],
 )
 def test_bad_input_is_one_line(
@@ -432,7 +455,7 @@ def test_a_defect_shows_its_traceback(load: FakeLoad) -> None:
 # ---------------------------------------------------------------------------------------------------------- prompt
 
 
-@pytest.mark.parametrize("data", [b"a\r\nb\rc\n\n", "\ufeffé🙂\u2028".encode(), b"", b" \t\x00\x1b\n"])
+@pytest.mark.parametrize("data", [b"a\r\nb\rc\n\n", "\ufeffé🙂\u2028".encode(), b" \t\x00\x1b\n"])
 def test_a_prompt_comes_byte_for_byte(
     load: FakeLoad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
@@ -617,7 +640,9 @@ def test_an_output_that_closes_early_is_one_line(pieces: str) -> None:
     assert err == f"{ERROR}the output was closed before its end\n"
 
 
-@pytest.mark.parametrize("args", [["generate", "hello"], ["generate", "hello", "--json"], ["--help"], ["demo"]])
+@pytest.mark.parametrize(
+    "args", [["generate", "hello"], ["generate", "hello", "--json"], ["--help"], ["demo", "--target", "T"]]
+)
 def test_an_output_that_is_closed_or_full_is_one_line(args: list[str]) -> None:
     command = fake_command("normal", *args)
     for redirection, words in [("> /dev/full", "No space left on device"), (">&-", "standard output is closed")]:
@@ -825,24 +850,51 @@ def test_demo_prompts_are_three() -> None:
     assert all(prompt.task_id.startswith("HumanEval/") and "def " in prompt.text for prompt in prompts)
 
 
-def test_compare_asks_every_method_the_same_and_finds_other_texts() -> None:
-    decoders: dict[str, FakeDecoder] = {}
+def result_of(ids: Sequence[int], method: str = "ouroboros") -> Any:
+    return FakeResult("", list(ids), [1], "length", stats_of(len(ids), method))
 
-    def load(method: str) -> Any:
-        pieces = (lambda: iter(PIECES[:2])) if method == "lookahead" else (lambda: iter(PIECES))
-        return decoders.setdefault(method, FakeDecoder(pieces))
 
-    params = SamplingParams(temperature=0.8, seed=1)
-    told: list[str] = []
-    prompts = demo.demo_prompts()
-    rows = demo.compare(load, prompts, params, told.append)
-    assert [row.method for row in rows] == list(METHODS)
-    assert {row.method for row in rows if not row.same_text} == {"lookahead"}
-    assert rows[0].stats.new_tokens == 12
-    for decoder in decoders.values():
-        assert decoder.closed == 1
-        assert decoder.requests[1:] == [(prompt.text, params) for prompt in prompts]
-    assert told[1] == "autoregressive, prompt 1 of 3"
+def test_a_row_counts_the_prompts_whose_texts_differ() -> None:
+    plain = [result_of([1, 2, 3]), result_of([4, 5]), result_of([6])]
+    row = demo.row_of("lookahead", [result_of([1, 2, 3]), result_of([4, 9]), result_of([6, 7])], plain)
+    assert (row.method, row.other_texts, row.stats.new_tokens) == ("lookahead", 2, 7)
+    stats = row.stats
+    assert row.seconds == stats.prefill_seconds + stats.draft_prefill_seconds + stats.decode_seconds > 0
+
+
+def test_the_clock_stands_before_each_line() -> None:
+    times = iter(range(10))
+    clock = Clock(lambda: float(next(times)))
+    found = [*clock.lines([("a", "draft"), ("b\nc", "phrase")]), *clock.lines([("\n", "bonus"), ("", "draft")])]
+    margins = [text for text, source in found if not source]
+    assert "".join(text for text, source in found if source) == "ab\nc\n"
+    assert margins == ["  1.00 s │ ", "  2.00 s │ "]
+    assert clock.at_start
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(2.0, "2.0 × as fast."), (0.25, "no gain here: 0.25 × as fast.")])
+def test_the_picture_shows_speeds_sources_and_who_was_ahead(seconds: float, words: str) -> None:
+    def row(method: str, bonus: int, took: float, other_texts: int = 0) -> demo.MethodRow:
+        counted = dataclasses.replace(
+            stats_of(40, method),
+            accepted_tokens=40 - bonus,
+            accepted_by_source={"draft": 30 - bonus, "phrase": 10} if bonus < 40 else {},
+            prefill_seconds=0.0,
+            draft_prefill_seconds=0.0,
+            decode_seconds=took,
+        )
+        return demo.MethodRow(method, counted, other_texts)
+
+    rows = [row("autoregressive", 40, seconds), row("ouroboros", 10, 1.0), row("lookahead", 10, 1.0, 2)]
+    lines = [str(part) for part in of_demo(rows, {"autoregressive": "plain decoding"}, "3 texts", {})]
+    bars = {line.split("  ")[1]: line for line in lines if "░" in line and "target model" not in line}
+    assert list(bars) == ["plain decoding", "ouroboros", "lookahead"]
+    assert "█" not in bars["plain decoding"]
+    if seconds > 1:  # the longest bar, whose parts come out even
+        assert [bars["ouroboros"].count(block) for block in "█▓░"] == [22, 11, 11]
+    assert "✓ same text" in bars["ouroboros"]
+    assert "✗ 2 other texts" in bars["lookahead"]
+    assert lines[-1].endswith(words)
 
 
 def test_total_sums_what_was_counted_and_keeps_the_rest() -> None:
@@ -855,20 +907,24 @@ def test_total_sums_what_was_counted_and_keeps_the_rest() -> None:
     assert both.tokens_per_target_forward == 2.0
 
 
-def test_demo_shows_texts_figures_and_the_table(load: FakeLoad, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+def test_demo_writes_every_text_twice_with_ones_own_pair(
+    load: FakeLoad, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = FakeDecoder()
+    monkeypatch.setattr(demo, "beside", lambda decoder, method: plain)
+    args = ["--target", "T", "--draft", "D", "--max-new-tokens", "8", "--temperature", "0", "--dtype", "bfloat16"]
+    assert cli.main(["demo", *args]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.count("def f():\n\tpass é🙂") == 3
-    for prompt in demo.demo_prompts():
-        assert f"{prompt.task_id}\n{prompt.text}def f():" in out
-    words = " ".join(out.split())
-    assert all(method in words for method in METHODS)
-    assert "greedy" in words
-    assert "tiny" in words
-    assert {call["method"] for call in load.calls} == set(METHODS)
-    assert all(call["pool"] is False and call["place"] == Place("float32", "cpu", 1) for call in load.calls)
-    assert {params for _, params in load.decoder.requests} >= {SamplingParams(max_new_tokens=8, seed=1)}
+    assert out.count(" s │ def f():\n") == 6
+    assert out.index("plain decoding\n") < out.index("Ouroboros\n")
+    assert "same text" in out
+    assert "greedy" in out
+    assert [(call["target"], call["draft"], call["place"]) for call in load.calls] == [("T", "D", Place("bfloat16"))]
+    assert load.decoder.requests == plain.requests
+    expected = SamplingParams(max_new_tokens=8, temperature=0, seed=1)
+    assert load.decoder.requests[1:] == [(prompt.text, expected) for prompt in demo.demo_prompts()]
+    assert load.decoder.closed == 1
 
 
 # ---------------------------------------------------------------------------------------------- the real thing
@@ -894,6 +950,8 @@ def test_the_embedded_pair_streams_the_text_that_json_reports(tmp_path: Path) ->
         (["--target", "/nowhere/at-all", "--method", "lookahead"], "/nowhere/at-all"),
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int3"], "int3"),
+        (["--dtype", "fp16"], "did you mean float16?"),
+        (["--target", ".", "--method", "speculative"], "a method that needs none (autoregressive"),
         (["--draft", ".", "--method", "prompt_lookup"], "prompt_lookup"),
         (["--device", "cuda:99"], "cuda:99"),
     ],
@@ -926,11 +984,11 @@ def test_the_real_thing_ends_well_when_its_output_closes() -> None:
 
 @pytest.mark.slow
 def test_the_real_demo_finds_the_same_text_for_every_method() -> None:
-    done = run(real_command("demo", "--max-new-tokens", "24"), COLUMNS="120")
+    done = run(real_command("demo", "--max-new-tokens", "24", "--all"), COLUMNS="120")
     assert (done.returncode, done.stderr) == (0, b"")
-    rows = [line for line in done.stdout.decode().splitlines() if any(f" {method} " in line for method in METHODS)]
-    assert len(rows) == len(METHODS)
-    assert all(" yes " in row for row in rows)
+    out = done.stdout.decode()
+    assert "grown to 222 M and 35 M parameters" in out
+    assert out.count("✓ same text") == len(METHODS) - 1
 
 
 def test_explain_says_what_each_step_chose() -> None:

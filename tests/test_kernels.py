@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -454,7 +455,14 @@ def test_cache(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [entry.name for entry in elsewhere.iterdir()] == [file.name]
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert not isinstance(find(), str)
+    assert not isinstance(find(), str)
+    assert log.read_text().split() == ["once"] * 3, "the temporary directory keeps it for this user"
+    (own,) = tmp_path.glob("ouroboros-kernels-*")
+    own.chmod(0o777)  # anybody may have put code there
+    assert not isinstance(find(), str)
+    assert log.read_text().split() == ["once"] * 4
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

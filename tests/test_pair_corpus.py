@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 
 from ouroboros.stats import repeated_4grams
-from training.pair_card import parses
-from training.pair_corpus import LEAST_WORDS, _remember, build_corpus, evaluation_texts, licence_of, overlaps
-from training.pair_corpus import text_grams as grams
-from training.pair_functions import self_contained, short_functions, whole_functions
-from training.pair_refine import is_code
+from recipes.embedded_pair.card import parses
+from recipes.embedded_pair.corpus import LEAST_WORDS, _remember, build_corpus, evaluation_texts, licence_of, overlaps
+from recipes.embedded_pair.corpus import text_grams as grams
+from recipes.embedded_pair.functions import self_contained, short_functions, whole_functions
+from recipes.embedded_pair.refine import is_code
 
 SOLUTION = "total = 0\nfor left, right in zip(first, second):\n    total += left * right\nreturn total / len(first)\n"
 

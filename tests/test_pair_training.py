@@ -14,13 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ouroboros.training.examples import Batch
 from ouroboros.training.losses import shared_noise
 from ouroboros.training.trainer import Plan
-from training.pair_follow import Follower, OwnText, own_batches
-from training.pair_functions import Function
-from training.pair_lessons import Lessons, lessons_of
-from training.pair_meet import Meeting
-from training.pair_models import blend, deepened, sharpen
-from training.pair_refine import LOOPS_EVERY, Loops, Refiner, alternate, best_answers, good_beginnings, repeats
-from training.pair_writer import End, Writer
+from recipes.embedded_pair.follow import Follower, OwnText, own_batches
+from recipes.embedded_pair.functions import Function
+from recipes.embedded_pair.lessons import Lessons, lessons_of
+from recipes.embedded_pair.meet import Meeting
+from recipes.embedded_pair.models import blend, deepened, sharpen
+from recipes.embedded_pair.refine import LOOPS_EVERY, Loops, Refiner, alternate, best_answers, good_beginnings, repeats
+from recipes.embedded_pair.writer import End, Writer
 
 ENDS: tuple[End, ...] = ("stop", "forbid")
 EMBEDDED = Path(__file__).parents[1] / "src" / "ouroboros" / "embedded"
@@ -190,7 +190,7 @@ def test_target_and_draft_meet() -> None:
 
 
 def test_the_whole_recipe_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import embedded_pair
+    from recipes.embedded_pair import make as embedded_pair
 
     questions = tmp_path / "questions.jsonl"
     rows = [

@@ -144,10 +144,9 @@ def test_a_draft_without_a_target(method: str, models: Mapping[str, Path]) -> No
         ouroboros.load(draft=models["draft"], method=method)
 
 
-@pytest.mark.parametrize("method", WITH_DRAFT)
-def test_a_target_without_the_draft_it_needs(method: str, models: Mapping[str, Path]) -> None:
-    with refused(InputError, repr(method), "draft=", "lookahead", "prompt_lookup"):
-        ouroboros.load(models["target"], method=method)
+def test_a_target_without_the_draft_it_needs(models: Mapping[str, Path]) -> None:
+    with refused(InputError, "'speculative' needs a draft model", "lookahead", "prompt_lookup"):
+        ouroboros.load(models["target"], method="speculative")
 
 
 @pytest.mark.parametrize("method", ["Ouroboros", "", None, 3])
@@ -664,3 +663,15 @@ def test_costs_are_known_where_sizes_are_chosen_by_them(pair: Mapping[str, Any])
         fixed = ouroboros.load(**pair, **more)
         assert not fixed.generate([1, 2, 3], max_new_tokens=4).decisions
         assert not fixed.control._costs
+
+
+def test_a_target_alone_is_decoded_by_the_best_method_without_a_draft(caplog: pytest.LogCaptureFixture) -> None:
+    with ouroboros.load(EMBEDDED / "target") as decoder:
+        assert (decoder.method, decoder.draft) == ("suffix_decoding", None)
+        assert decoder.generate("def f(", max_new_tokens=4).stats.method == "suffix_decoding"
+    assert [record.getMessage() for record in caplog.records] == [
+        "no draft model was given: decoding by suffix_decoding, the best method without one"
+    ]
+    for refused in ({"options": {"window": 2}}, {"method": "speculative"}, {"draft_dtype": "float32"}):
+        with pytest.raises(InputError, match="needs a draft model: give one, or a method that needs none"):
+            ouroboros.load(EMBEDDED / "target", **refused)

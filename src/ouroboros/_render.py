@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -96,7 +96,7 @@ class Screen:
     def note(self, text: str) -> None:
         """A word to the user, on standard error where someone reads along."""
         if self.out_terminal or self.err_terminal:
-            self._err.print(Text(showable(text), style="dim"), soft_wrap=True)
+            self._err.print(Text(showable(text), style="dim"), soft_wrap=not self.err_terminal)
 
     def warn(self, text: str) -> None:
         """What went wrong without ending the program, on standard error."""
@@ -129,7 +129,7 @@ class Screen:
     def figures(self, stats: Stats, note: str = "") -> None:
         """The closing line, on standard error where someone reads along."""
         if self.out_terminal or self.err_terminal:
-            self._err.print(Text(_figures(stats) + note, style="dim"), soft_wrap=True)
+            self._err.print(Text(_figures(stats) + note, style="dim"), soft_wrap=not self.err_terminal)
 
     def explain(self, decisions: Sequence[Decision]) -> None:
         """What each step chose, and why, on standard error."""
@@ -146,9 +146,16 @@ class Screen:
         self._out.print(Text(f"\n{task_id}", style="bold"))
         text = showable(prompt) if self.out_terminal else prompt
         self._out.print(Segments([Segment(text, Style(dim=True))]), end="", soft_wrap=True)
+        sys.stdout.flush()
 
-    def demo_figures(self, stats: Stats) -> None:
-        self._out.print(Text(f"\n{_figures(stats)}", style="dim"), soft_wrap=True)
+    @property
+    def styles(self) -> Mapping[str, Style]:
+        """The colour of each source of tokens; none where colours are not shown."""
+        return self._styles if self._coloured else {}
+
+    def line(self, text: str, style: str = "") -> None:
+        """Words of the program itself, on standard output."""
+        self._out.print(Text(text, style=style), soft_wrap=True)
 
     def show(self, parts: Iterable[RenderableType]) -> None:
         """Results on standard output; lines of text are not broken."""
@@ -175,7 +182,7 @@ class Screen:
 
 def _figures(stats: Stats) -> str:
     parts = [
-        f"{stats.new_tokens} new tokens",
+        f"{stats.new_tokens} new token{'s' * (stats.new_tokens != 1)}",
         f"{stats.tokens_per_target_forward:.2f} tokens per target forward",
         f"{stats.draft_forwards_per_token:.2f} draft forwards per token",
         f"{stats.acceptance_rate:.0%} of {stats.draft_tokens} drafted tokens accepted",
@@ -196,7 +203,7 @@ def _explanation(number: int, decision: Decision) -> str:
         )
     if decision.probe:
         drafted += " as a probe"
-    why = f"another was worth {decision.gain:.2f} tokens, and its time {decision.price:.2f}"
+    why = f"one more would have added {decision.gain:.2f} tokens, and taken the time of {decision.price:.2f}"
     return (
         f"step {number}: at {decision.rate:.1f} tokens/s {drafted}"
         + (f"; {why}" if decision.price else "")

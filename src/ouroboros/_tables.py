@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from ouroboros._render import showable
 from ouroboros.bench.demo import MethodRow
+from ouroboros.stats import Stats
 
 if TYPE_CHECKING:  # torch comes with it
     from ouroboros.bench.nearness import Choice
@@ -23,10 +25,8 @@ if TYPE_CHECKING:  # torch comes with it
 
 __all__ = ["of_audit", "of_demo", "of_distilled", "of_profile", "of_tuned"]
 
-_CAPTION = (
-    "The embedded models are tiny: a forward costs little more than its overhead, so this table shows what the "
-    "methods do (forwards, acceptance, the same text), not a speed-up."
-)
+_BAR = 44  # characters of the longest bar
+_BLOCKS = {"draft": ("█", "draft model"), "phrase": ("▓", "phrases"), "bonus": ("░", "target model")}
 _CLOSING = {
     "identical": "Lossless here: every output is that of plain decoding, token for token.",
     "near-tie": "Lossless up to rounding: outputs part at near-ties alone, where either token may be drawn.",
@@ -34,26 +34,52 @@ _CLOSING = {
 }
 
 
-def of_demo(rows: Sequence[MethodRow], title: str) -> Iterator[RenderableType]:
-    """What each method did, in one table."""
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for heading in ("tokens per target forward", "draft forwards per new token", "acceptance rate", "tokens/s"):
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    table.add_column("same text as plain")
-    for row in rows:
-        stats = row.stats
-        table.add_row(
-            row.method,
-            f"{stats.tokens_per_target_forward:.2f}",
-            f"{stats.draft_forwards_per_token:.2f}",
-            f"{stats.acceptance_rate:.0%}" if stats.draft_tokens else "–",
-            f"{stats.tokens_per_second:.0f}",
-            "yes" if row.same_text else "no",
-        )
+def of_demo(
+    rows: Sequence[MethodRow], names: Mapping[str, str], title: str, styles: Mapping[str, Style]
+) -> Iterator[RenderableType]:
+    """A bar of each method's tokens per second, made of where its tokens came from; then who was ahead.
+
+    ``rows``: plain decoding, the method that is shown, any others. ``names``: what methods are called, where that is
+    not their name. ``styles``: of each source.
+    """
+    plain, shown = rows[0], rows[1]
+    names = {row.method: names.get(row.method, row.method) for row in rows}
+    width, most = max(map(len, names.values())), max(row.stats.tokens_per_second for row in rows) or 1.0
     yield ""
-    yield table
-    yield Group(Text(_CAPTION, style="dim"))
+    yield Text(f"Tokens per second ({title})", style="bold")
+    for row in rows:
+        line = Text(f"  {names[row.method]:{width}}  ")
+        line.append_text(_sources_bar(row.stats, _BAR * row.stats.tokens_per_second / most, styles))
+        line.append(f" {row.stats.tokens_per_second:.1f}", style="bold" if row is shown else "")
+        if row is not plain:
+            line.append(f"  {row.stats.tokens_per_second / (plain.stats.tokens_per_second or 1.0):.1f} ×")
+            line.append("  ✓ same text" if not row.other_texts else f"  ✗ {row.other_texts} other texts")
+        yield line
+    legend = Text(" " * (width + 4))
+    for source, (block, meaning) in _BLOCKS.items():
+        legend.append(f"{block} {meaning}   ", style=styles.get(source, ""))
+    yield legend
+    ratio = plain.seconds / shown.seconds if shown.seconds else 0.0
+    ahead = f"{ratio:.1f} × as fast" if ratio >= 1 else f"no gain here: {ratio:.2f} × as fast"
+    same = "the same" if not shown.other_texts else "these"
+    yield Text(
+        f"{names[shown.method]} wrote {same} {shown.stats.new_tokens} tokens in {shown.seconds:.1f} s, reading the "
+        f"prompts included; plain decoding took {plain.seconds:.1f} s: {ahead}."
+    )
+    if shown.other_texts:
+        yield Text("Texts part where rounding decides between equally likely tokens: ouroboros audit looks into it.")
+
+
+def _sources_bar(stats: Stats, length: float, styles: Mapping[str, Style]) -> Text:
+    """``length`` characters, shared among the sources as the tokens are."""
+    counts = {**stats.accepted_by_source, "bonus": stats.new_tokens - stats.accepted_tokens}
+    bar, done, drawn = Text(), 0, 0
+    for source, (block, _) in _BLOCKS.items():
+        done += counts.get(source, 0)
+        upto = round(length * done / max(1, stats.new_tokens))
+        bar.append(block * (upto - drawn), style=styles.get(source, ""))
+        drawn = upto
+    return bar
 
 
 def of_profile(profile: CostProfile, name: str) -> Iterator[RenderableType]:

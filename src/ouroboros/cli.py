@@ -6,6 +6,8 @@ transformers.
 
 from __future__ import annotations
 
+import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -34,12 +36,17 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
+_COMPLETE = "_OUROBOROS_COMPLETE"  # what click's completion scripts set: `_OUROBOROS_COMPLETE=bash_source ouroboros`
+
+
 class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.commands:
-            raise click.UsageError(f"command must be one of {', '.join(sorted(self.commands))}, not {args[0]!r}")
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"command must be one of {', '.join(sorted(self.commands))}, not {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
 
@@ -53,7 +60,7 @@ class _Commands(click.Group):
 def cli(ctx: click.Context) -> None:
     """Lossless speculative decoding of large language models, drafting phrase by phrase."""
     if ctx.invoked_subcommand is None:
-        raise click.UsageError(f"no command: give one of {', '.join(sorted(cli.commands))}")
+        click.echo(ctx.get_help())
 
 
 for _command in (generate, chat, serve, audit, profile, tune, bench, distill, doctor, pools, demo):
@@ -85,7 +92,7 @@ def _load(
         revision=place.revision,
         pool=pool,
         pool_read_only=pool_read_only,
-        options=options if isinstance(options, MethodOptions) else options_from_strings(method, options),
+        options=options_from_strings(method, options) if isinstance(options, Mapping) and options else options or None,
     )
     keep_loaded()
     return decoder
@@ -99,6 +106,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str], tools: Tools) -> int:
     # Not click's own main(): that one ends the process by itself on a broken pipe, with another status.
+    if wanted := os.environ.get(_COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {"obj": tools}, "ouroboros", _COMPLETE, wanted)
     try:
         with cli.make_context("ouroboros", args, obj=tools) as ctx:
             cli.invoke(ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ouroboros.config import MethodOptions, options_for
+from ouroboros.config import METHODS, MethodOptions, options_for
 from ouroboros.control.tuned import load_tuned, tuned_path
 from ouroboros.drafting.factory import NEEDS_DRAFT, USES_POOL
 from ouroboros.errors import InputError, LoadError
@@ -27,6 +28,11 @@ from ouroboros.translation import translate
 __all__ = ["EMBEDDED", "load"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
+# What a target alone is decoded by: of the methods that need no draft model the fastest over nine tasks, greedy and
+# sampled, with what it remembers (benchmarks/bench.md).
+WITHOUT_DRAFT = "suffix_decoding"
+
+_LOGGER = logging.getLogger("ouroboros")
 
 
 def load(
@@ -55,7 +61,8 @@ def load(
             or ``owner/repo:FILE.gguf``), or a loaded model. No target: the embedded pair.
         tokenizer: a transformers tokenizer, a directory or a GGUF file; by default the target's own.
         method: ``autoregressive``, ``speculative``, ``lookahead``, ``prompt_lookup``, ``suffix_decoding``,
-            ``token_recycling`` or ``ouroboros``.
+            ``token_recycling`` or ``ouroboros``; the default, without a draft model and options, is
+            ``suffix_decoding``, the best of those that need none.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``; ``auto`` keeps the checkpoint's type, but computes
             in float32 on a CPU for models of under 64 million parameters and for float16 files.
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda``, ``cuda:N``.
@@ -92,7 +99,12 @@ def load(
     if target is None:
         target, draft = EMBEDDED / "target", EMBEDDED / "draft" if needs_draft else None
     elif needs_draft and draft is None:
-        raise InputError(f"method {method!r} needs a draft model: give draft=, or choose lookahead or prompt_lookup")
+        if method != "ouroboros" or options is not None or draft_dtype != "auto":
+            others = ", ".join(name for name in METHODS if name not in NEEDS_DRAFT)
+            raise InputError(f"method {method!r} needs a draft model: give one, or a method that needs none ({others})")
+        method, needs_draft = WITHOUT_DRAFT, False
+        chosen = options_for(method)
+        _LOGGER.warning("no draft model was given: decoding by %s, the best method without one", method)
     if isinstance(pool, str | os.PathLike) and method not in USES_POOL:
         raise InputError(f"method {method!r} uses no phrase pool; pool must be None or False, not {str(pool)!r}")
     if not (pool is None or pool is False or isinstance(pool, PhrasePool | str | os.PathLike)):

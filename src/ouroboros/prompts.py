@@ -104,6 +104,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, limit: 
         raise InputError(f"{kind} a tokenizer, and this model has none: give token ids")
     if isinstance(prompt, str):
         assert tokenizer is not None
+        _check_length(prompt, tokenizer, limit, name)
         prompt = tokenizer.encode(prompt)
     elif isinstance(prompt, Chat):
         assert tokenizer is not None
@@ -126,6 +127,20 @@ def encode(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, limit: 
     if len(ids) > limit:
         raise InputError(f"{name} has {len(ids)} tokens; the target model's context allows at most {limit}")
     return ids
+
+
+def _check_length(text: str, tokenizer: Tokenizer, limit: int, name: str) -> None:
+    """Refuses a text of millions of characters by its beginning: tokens of a whole one take seconds and gigabytes.
+
+    Raises:
+        InputError: the beginning alone has more tokens than ``limit``, with some to spare for where it was cut.
+    """
+    most = 16 * (limit + 64)  # characters; tokens have four on average, and what has more is encoded as a whole
+    if len(text) > most:
+        tokens = len(tokenizer.encode(text[:most]))
+        if tokens > limit + 64:
+            told = f"more than {tokens - 64} tokens in {len(text)} characters"
+            raise InputError(f"{name} has {told}; the target model's context allows at most {limit}")
 
 
 def is_batch(prompt: Prompt | Sequence[Prompt]) -> TypeGuard[Sequence[Prompt]]:

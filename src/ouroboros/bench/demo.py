@@ -1,4 +1,4 @@
-"""The demonstration's prompts, and all methods measured over them. Prints nothing, and loads no model by itself."""
+"""The demonstration: its pair, its prompts, and what each method made of them. Prints nothing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import dataclasses
 import importlib.resources
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from ouroboros.config import METHODS, SamplingParams
+from ouroboros.config import METHODS
 from ouroboros.stats import Stats
 
 if TYPE_CHECKING:
     from ouroboros.generate import Decoder
+    from ouroboros.stream import GenerationResult
 
-__all__ = ["DemoPrompt", "MethodRow", "compare", "demo_prompts", "total"]
+__all__ = ["PLAIN", "DemoPrompt", "MethodRow", "beside", "demo_prompts", "grown_pair", "others", "row_of", "total"]
 
-_PLAIN = "autoregressive"
+PLAIN = "autoregressive"
 _SHOWN = ("HumanEval/36", "HumanEval/58", "HumanEval/60")
-_WARM_UP = SamplingParams(max_new_tokens=4)
+# Layers of the grown target and draft model: ready in five seconds on one core, and 13 times a processor's cache of
+# 32 MB, so that a forward waits for memory as a large model's does. The widths are those of the shapes 0.35b and 62m.
+_TARGET_LAYERS, _DRAFT_LAYERS = 16, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,17 @@ class DemoPrompt:
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """One method over all prompts: its figures, and whether every output was that of plain decoding."""
+    """One method over all prompts: its figures, and for how many of them it wrote another text than plain decoding."""
 
     method: str
     stats: Stats
-    same_text: bool
+    other_texts: int
+
+    @property
+    def seconds(self) -> float:
+        """From each request to its last token, the reading of its prompt included."""
+        stats = self.stats
+        return stats.prefill_seconds + stats.draft_prefill_seconds + stats.decode_seconds
 
 
 def demo_prompts() -> tuple[DemoPrompt, ...]:
@@ -46,37 +55,58 @@ def demo_prompts() -> tuple[DemoPrompt, ...]:
     return tuple(DemoPrompt(task_id, rows[task_id]) for task_id in _SHOWN)
 
 
-def compare(
-    load: Callable[[str], Decoder],
-    prompts: Sequence[DemoPrompt],
-    params: SamplingParams,
-    progress: Callable[[str], None],
-) -> list[MethodRow]:
-    """Each method over the same prompts with the same parameters, plain decoding first.
+def grown_pair(dtype: str = "auto", device: str = "auto", engine: str = "auto", threads: int | None = None) -> Decoder:
+    """The embedded pair grown to the cost of a larger one (models/grow.py): it writes what it wrote before.
 
-    Args:
-        load: a decoder for a method's name, with an empty pool for every call.
-        params: with a seed, if it samples, so that all methods draw the same tokens.
-        progress: is told what is about to be measured.
+    ``dtype``: ``auto`` for bfloat16, with a draft model in w8a8, where the C++ kernels compute, and for float32 where
+    they do not. ``device``: ``auto`` is the processor, which is what these sizes are made for.
+
+    Raises:
+        InputError, LoadError: as ``load_grown``.
     """
-    assert params.greedy or params.seed is not None, "without a seed the texts differ anyway"
-    rows: list[MethodRow] = []
-    plain: list[tuple[int, ...]] = []
-    for method in (_PLAIN, *(name for name in METHODS if name != _PLAIN)):
-        progress(f"loading for {method}")
-        decoder = load(method)
-        try:
-            decoder.generate(prompts[0].text, params=_WARM_UP)
-            results = []
-            for n, prompt in enumerate(prompts, 1):
-                progress(f"{method}, prompt {n} of {len(prompts)}")
-                results.append(decoder.generate(prompt.text, params=params))
-        finally:
-            decoder.close()
-        outputs = [tuple(result.token_ids) for result in results]
-        plain = plain or outputs
-        rows.append(MethodRow(method, total([result.stats for result in results]), outputs == plain))
-    return rows
+    from ouroboros.generate import Decoder
+    from ouroboros.kernels.library import library
+    from ouroboros.models.grow import PRESETS, load_grown
+    from ouroboros.opening import use_threads
+    from ouroboros.pairing import EMBEDDED
+    from ouroboros.phrases.memory import Memory
+    from ouroboros.text import Tokenizer
+
+    use_threads(threads)
+    device = "cpu" if device == "auto" else device
+    draft_dtype = dtype
+    if dtype == "auto":
+        kernels = device == "cpu" and engine in ("auto", "kernels") and not isinstance(library(), str)
+        dtype, draft_dtype = ("bfloat16", "w8a8") if kernels else ("float32", "float32")
+    large = dataclasses.replace(PRESETS["0.35b"], num_hidden_layers=_TARGET_LAYERS)
+    small = dataclasses.replace(PRESETS["62m"], num_hidden_layers=_DRAFT_LAYERS, intermediate_size=1664)
+    target = load_grown(EMBEDDED / "target", large, dtype, device, engine=engine)
+    draft = load_grown(EMBEDDED / "draft", small, draft_dtype, device, engine=engine)
+    return Decoder(target, draft, Tokenizer.from_directory(EMBEDDED / "target"), memory=Memory())
+
+
+def beside(decoder: Decoder, method: str) -> Decoder:
+    """Another method with the models of ``decoder``, with a memory of its own."""
+    from ouroboros.drafting.factory import NEEDS_DRAFT
+    from ouroboros.generate import Decoder
+    from ouroboros.phrases.memory import Memory
+
+    draft = decoder.draft if method in NEEDS_DRAFT else None
+    return Decoder(decoder.target, draft, decoder.tokenizer, method, memory=Memory(), control=decoder.control)
+
+
+def others(decoder: Decoder) -> tuple[str, ...]:
+    """The methods that these models can do beside plain decoding and the decoder's own."""
+    from ouroboros.drafting.factory import NEEDS_DRAFT
+
+    shown = (PLAIN, decoder.method)
+    return tuple(name for name in METHODS if name not in shown and (decoder.draft or name not in NEEDS_DRAFT))
+
+
+def row_of(method: str, results: Sequence[GenerationResult], plain: Sequence[GenerationResult]) -> MethodRow:
+    """``results``: of the prompts, in the order of plain decoding's."""
+    differ = sum(tuple(one.token_ids) != tuple(other.token_ids) for one, other in zip(results, plain, strict=True))
+    return MethodRow(method, total([result.stats for result in results]), differ)
 
 
 def total(stats: Sequence[Stats]) -> Stats:

@@ -79,9 +79,10 @@ def chat(
     pool: str | None,
     quiet: bool,
 ) -> None:
-    """Talk with a model: a line is a message; a line that ends in a backslash goes on in the next.
+    """Talk with a model: a line, or lines that are pasted at once, are a message; a final backslash goes on.
 
-    Within the conversation: /clear, /undo, /exit, /help. Ctrl-C stops an answer and keeps what was said.
+    Within the conversation: /clear, /undo, /exit, /help. Ctrl-C stops an answer and keeps what was said; at the prompt
+    it forgets what was typed, and twice it ends the conversation.
     """
     from ouroboros._render import Screen
 
@@ -104,6 +105,8 @@ def chat(
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = tools.load(target, draft, method, options, place, pool, False)
+    if target is None:
+        screen.note("the embedded models continue Python code and answer no questions: give --target for a chat")
     with contextlib.closing(decoder):
         _check_template(decoder, template, settings["chat_template_kwargs"])
         session = decoder.session()

@@ -74,6 +74,8 @@ def generate(
     if pool_read_only and pool is None:
         raise InputError("--pool-read-only needs a --pool FILE to read")
     text = _read_prompt(prompt, prompt_file)
+    if not text:
+        raise InputError("prompt is empty ''; it must have at least one character")
     screen = Screen()
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = tools.load(target, draft, method, options, place, pool, pool_read_only)

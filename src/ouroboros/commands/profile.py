@@ -72,13 +72,14 @@ def profile(
                     model, sizes or [n for n in ROWS if n + max(chosen) <= room] or ROWS, chosen, repeats, progress
                 )
             tools.interrupts.check()
-            if not no_save:
-                save_profile(found[name], profile_path(model.info))
     if as_json:
         screen.text(to_json({name: dataclasses.asdict(one) for name, one in found.items()}))
     else:
         for name, one in found.items():
             screen.show(of_profile(one, name))
+    if not no_save:  # last of all: where it cannot be kept, what was measured has been shown
+        for name, model in models.items():
+            save_profile(found[name], profile_path(model.info))
     if plot is not None:
         from ouroboros.bench.plots import draw_profiles
 

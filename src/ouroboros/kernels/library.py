@@ -11,12 +11,17 @@ orders and so round differently; on each for itself a row's bits depend on nothi
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import ctypes.util
 import hashlib
 import logging
+import os
 import platform
 import re
+import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -145,14 +150,25 @@ def _offer_openmp() -> None:
 
 
 def _cache_directory() -> Path:
-    """A directory that can be written to; where the user's own cannot, one for this process alone."""
+    """A directory that can be written to: the user's own; or one in the temporary directory that is this user's alone,
+    so that code in it is nobody else's; or one that goes when this process ends."""
     path = cache_directory() / "kernels"
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="ouroboros-kernels-"))
+        pass
+    if hasattr(os, "getuid"):
+        path = Path(tempfile.gettempdir()) / f"ouroboros-kernels-{os.getuid()}"
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o700, exist_ok=True)
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+                return path
+    path = Path(tempfile.mkdtemp(prefix="ouroboros-kernels-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:

@@ -58,6 +58,9 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
+_SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp64": "float64"}
+
+
 def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, device: torch.device) -> torch.dtype:
     """``auto`` keeps the checkpoint's own type, but float32 on a CPU for small models and for float16 files.
 
@@ -71,7 +74,9 @@ def pick_dtype(dtype: str | torch.dtype, stored: torch.dtype, parameters: int, d
     found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
     if found not in DTYPES.values():
         kinds, rounded = ", ".join(DTYPES), " or ".join(QUANTISED)
-        raise InputError(f"dtype must be auto or one of {kinds} (of the native decoder also {rounded}), not {dtype!r}")
+        hint = f": did you mean {_SHORT[str(dtype)]}?" if str(dtype) in _SHORT else ""
+        allowed = f"auto or one of {kinds} (of the native decoder also {rounded})"
+        raise InputError(f"dtype must be {allowed}, not {dtype!r}{hint}")
     assert isinstance(found, torch.dtype)
     return found
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ouroboros.stats import repeated_4grams
 from ouroboros.training.examples import Batch, Batches, Example
 from ouroboros.training.trainer import Plan, Trainer
-from training.pair_models import head_rows
+from recipes.embedded_pair.models import head_rows
 
 LOOPS_EVERY = 3  # every third step unlearns
 MOST_REPEATED = 0.12  # share of repeated 4-grams that a kept answer may have

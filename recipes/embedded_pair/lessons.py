@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from ouroboros.training.examples import Example
-from training.pair_functions import Function, self_contained
+from recipes.embedded_pair.functions import Function, self_contained
 
 LARGEST_PROMPT, LARGEST = 220, 400  # tokens; a longer prompt is learned from, but nothing is written for it
 HELD_OUT = 25  # one in so many of the plain lessons is set aside

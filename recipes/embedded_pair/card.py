@@ -171,7 +171,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         "Two small language models of Python code that lie in the package, so that there is something real to",
         "decode with from the first minute: offline, on a CPU, with no download. `ouroboros.load()` with no target",
-        "named takes them. Made by `python training/embedded_pair.py`, which documents how.",
+        "named takes them. Made by `python recipes/embedded_pair/make.py`, which documents how.",
         "",
         "| | `target/` | `draft/` |",
         "|---|---|---|",

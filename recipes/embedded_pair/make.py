@@ -1,19 +1,19 @@
 """Makes the embedded pair: a small target model of Python code, and a draft model that is distilled for it.
 
-    python training/embedded_pair.py --out DIR [--minutes M] [--device cuda] [--gsm8k FILE]
-    python training/embedded_pair.py --out DIR --start PAIR …       # goes on from a pair (target/ and draft/)
+    python recipes/embedded_pair/make.py --out DIR [--minutes M] [--device cuda] [--gsm8k FILE]
+    python recipes/embedded_pair/make.py --out DIR --start PAIR …       # goes on from a pair (target/ and draft/)
 
 Stages, each of which leaves files by which it is skipped when the command is given again:
 
-    corpus   Python source of this machine under permissive licences, and GSM8K's training part (pair_corpus.py)
+    corpus   Python source of this machine under permissive licences, and GSM8K's training part (corpus.py)
     tokens   a byte-level BPE of 8,192 tokens (or that of --start); every document encoded, an end-of-sequence behind it
     target   a Llama trained on random windows of the tokens (with --start: the one that is there)
-    lessons  the target learns prompts with their answers: heads of functions, questions (pair_lessons.py)
-    refine   rounds in which it learns its own best answers and unlearns its loops (pair_refine.py)
-    text     the target's own text, sampled in large batches (pair_writer.py)
-    draft    a smaller Llama (with --start: the one that is there, deepened), distilled on that text (pair_follow.py)
-    meet     target and draft trained together until they draw alike; the target gives way a little (pair_meet.py)
-    card     the figures of the pair, on prompts that were not in the corpus (pair_card.py)
+    lessons  the target learns prompts with their answers: heads of functions, questions (lessons.py)
+    refine   rounds in which it learns its own best answers and unlearns its loops (refine.py)
+    text     the target's own text, sampled in large batches (writer.py)
+    draft    a smaller Llama (with --start: the one that is there, deepened), distilled on that text (follow.py)
+    meet     target and draft trained together until they draw alike; the target gives way a little (meet.py)
+    card     the figures of the pair, on prompts that were not in the corpus (card.py)
 
 The number of steps is what the minutes allow, measured on the first steps; the options …-steps fix it, and so make a
 run repeatable. All is drawn from --seed.
@@ -43,14 +43,14 @@ from ouroboros.training.modules import read_module, write_module
 from ouroboros.training.settings import parse_loss
 from ouroboros.training.trainer import Plan, Trainer, mean_of_last
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.pair_card import write_card
-from training.pair_corpus import build_corpus, default_workers
-from training.pair_follow import Follower, OwnText, own_batches
-from training.pair_functions import Function
-from training.pair_lessons import Lessons, lessons_of
-from training.pair_meet import Meeting, Pair
-from training.pair_models import (
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from recipes.embedded_pair.card import write_card
+from recipes.embedded_pair.corpus import build_corpus, default_workers
+from recipes.embedded_pair.follow import Follower, OwnText, own_batches
+from recipes.embedded_pair.functions import Function
+from recipes.embedded_pair.lessons import Lessons, lessons_of
+from recipes.embedded_pair.meet import Meeting, Pair
+from recipes.embedded_pair.models import (
     LEARNED,
     SIZES,
     Windows,
@@ -65,10 +65,10 @@ from training.pair_models import (
     validation_losses,
     write_tokenizer,
 )
-from training.pair_refine import Loops, Refiner, alternate, best_answers, good_beginnings, is_good
-from training.pair_writer import End, Writer
+from recipes.embedded_pair.refine import Loops, Refiner, alternate, best_answers, good_beginnings, is_good
+from recipes.embedded_pair.writer import End, Writer
 
-DATA = Path(__file__).parents[1] / "benchmarks" / "data"
+DATA = Path(__file__).parents[2] / "benchmarks" / "data"
 STAGES = ("corpus", "tokens", "target", "lessons", "refine", "text", "draft", "meet", "card")
 SHARES = {"target": 0.5, "lessons": 0.12, "refine": 0.1, "text": 0.06, "draft": 0.14, "meet": 0.06}  # of the minutes
 SHARES_ON = {"lessons": 0.28, "refine": 0.2, "text": 0.1, "draft": 0.26, "meet": 0.12}  # the same, going on from a pair

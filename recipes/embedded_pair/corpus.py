@@ -2,7 +2,7 @@
 
 Sources are the standard library and the installed packages whose licence, as importlib.metadata tells it, is
 permissive. Beside whole files, module-level functions with a docstring are documents of their own, so that the models
-learn where a function ends; short ones once more with head and body apart (pair_functions.py), for the lessons that
+learn where a function ends; short ones once more with head and body apart (functions.py), for the lessons that
 come last. What shares 13 consecutive words with an evaluation prompt or solution is left out. This file knows nothing
 of tokens and models.
 """
@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.pair_functions import Function, short_functions, whole_functions
+from recipes.embedded_pair.functions import Function, short_functions, whole_functions
 
 PERMISSIVE = re.compile(r"\b(MIT|BSD|0BSD|Apache|PSF|Python Software Foundation|ISC|ISCL|Zlib|HPND|CNRI|Unlicense)\b")
 COPYLEFT = re.compile(r"\b(A?L?GPL|MPL|Mozilla|EPL|CDDL|EUPL)")

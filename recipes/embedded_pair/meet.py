@@ -18,9 +18,9 @@ from ouroboros.training.examples import Batch
 from ouroboros.training.losses import forward_kl, shared_noise
 from ouroboros.training.optimizers import build_optimizers
 from ouroboros.training.trainer import Plan, Trainer
-from training.pair_follow import END, FORBIDDEN
-from training.pair_models import head_rows
-from training.pair_refine import LOOPS_EVERY, unlikelihood
+from recipes.embedded_pair.follow import END, FORBIDDEN
+from recipes.embedded_pair.models import head_rows
+from recipes.embedded_pair.refine import LOOPS_EVERY, unlikelihood
 
 TARGET_RATE = 0.4  # of the draft's learning rate
 TEMPERATURE = 0.8  # at which they are to draw alike

@@ -19,7 +19,7 @@ from torch import Tensor
 from ouroboros.training.examples import Batch, Batches, Example
 from ouroboros.training.losses import mixed_loss
 from ouroboros.training.trainer import Plan, Trainer
-from training.pair_models import head_rows
+from recipes.embedded_pair.models import head_rows
 
 END = 0
 FORBIDDEN = -1e9  # a logit
