@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +171,6 @@ def test_a_replica_that_is_killed_takes_no_other_s_request_with_it(handle: Any) 
     told = asyncio.run(load(victim))
     assert len(told) == REQUESTS
     lost = [one for one in told if one.error is not None]
-    print(Counter((one.replica, one.error) for one in told))
     for one in told:
         truth = expected[one.place % (len(PROMPTS) * 5)]
         if one.error is None:

@@ -1,5 +1,5 @@
-"""What all requests to an application on a Ray cluster pass first: it tells which replica one is for and passes messages
-on. It has no model and knows no route.
+"""What all requests to an application on a Ray cluster pass first: it tells which replica one is for, and passes
+messages on. It has no model and knows no route.
 
 Requests of one tenant that begin alike go to one replica, as long as that has room: caches and phrases are warm there.
 """

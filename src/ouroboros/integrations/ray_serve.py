@@ -50,8 +50,8 @@ def ray_app(
     """An application for ``ray.serve.run``. Every replica answers as ``ouroboros serve`` does.
 
     Args:
-        target, draft, method, options, dtype, draft_dtype, device: as in ``ouroboros.load``; names that mean the same on
-            every node. pool: a file of phrases that all requests read and none changes.
+        target, draft, method, options, dtype, draft_dtype, device: as in ``ouroboros.load``; names that mean the same
+            on every node. pool: a file of phrases that all requests read and none changes.
         num_replicas: at least; max_replicas: at most, by the length of the queue; None: always as many.
         num_cpus, num_gpus: of a replica; on a CPU it computes with so many threads.
         model_name, api_keys, max_requests, max_queue, kv_memory, request_timeout, max_tokens: of a replica, see

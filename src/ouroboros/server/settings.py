@@ -26,7 +26,8 @@ class Settings:
         max_body: bytes. max_messages, max_samples (``n``), max_tokens (None: the model's context), max_schema
             (characters of a schema, of all tools), max_stops, max_prompts (of one completion): of a request.
         neighbours: whether the directories beside ``memory_dir`` are of servers with the same tenants, which read each
-            other's. max_tenants: memories that are held in RAM. save_every: seconds between two snapshots of what has changed.
+            other's. max_tenants: memories that are held in RAM. save_every: seconds between two snapshots of what has
+            changed.
         tool_format: see tools.py; None: what the chat template looks like. log_prompts: the log holds prompts.
 
     Raises:
