@@ -189,7 +189,9 @@ def simulate(
         return max(1, round(source.expovariate(1 / mean)))
 
     for chat, at in enumerate(traffic.starts(rate * gpus, seconds, source)):
-        left = 1 + int(math.log(1 - source.random()) / math.log(1 - 1 / traffic.turns))
+        left = 1
+        while source.random() > 1 / traffic.turns:
+            left += 1
         turn = Turn(chat, left, 0, length(traffic.first), length(traffic.answer), at)
         heapq.heappush(events, (at, next(order), 0, turn))
 

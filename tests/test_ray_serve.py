@@ -17,10 +17,11 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import ouroboros
 from ouroboros import InputError
-from ouroboros.integrations.ray_ingress import routing_key
+from ouroboros.integrations.ray_ingress import merged_metrics, routing_key
 
 PORT = 8917
 ADDRESS = f"http://127.0.0.1:{PORT}"
@@ -67,6 +68,19 @@ def test_what_begins_alike_is_for_one_replica() -> None:
     assert key({"prompt": "b"}, x_session_id="s") == key({"prompt": "c"}, x_session_id="s")
     assert key({"prompt": "b"}, x_session_id="s") != key({"prompt": "b"}, x_session_id="t")
     assert routing_key({}, b"\xff no JSON") == routing_key({}, b"")
+
+
+def test_metrics_of_several_replicas_are_one_text() -> None:
+    text = '# HELP a:b_total Of it.\n# TYPE a:b_total counter\na:b_total {0}\na:b_total{{kind="x"}} 2.0\n'
+    found = merged_metrics({"r": text.format(1), "s": text.format(3)})
+    assert found.splitlines() == [
+        "# HELP a:b_total Of it.",
+        "# TYPE a:b_total counter",
+        'a:b_total{replica="r"} 1',
+        'a:b_total{replica="r",kind="x"} 2.0',
+        'a:b_total{replica="s"} 3',
+        'a:b_total{replica="s",kind="x"} 2.0',
+    ]
 
 
 # --- with one ---
@@ -206,6 +220,10 @@ def test_a_client_that_goes_away_stops_the_engine(handle: Any) -> None:
 def test_the_server_s_own_routes_and_refusals(handle: Any) -> None:
     wait_for_replicas(handle, 2, 60)
     assert httpx.get(f"{ADDRESS}/health").json() == {"status": "ok"}
+    metrics = httpx.get(f"{ADDRESS}/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(metrics)}
+    running = families["ouroboros:num_requests_running"]
+    assert len({sample.labels["replica"] for sample in running.samples}) == 2
     assert httpx.get(f"{ADDRESS}/v1/models").json()["data"][0]["id"] == "ouroboros"
     refused = httpx.post(f"{ADDRESS}/v1/completions", json=body(0, temperature=9))
     assert refused.status_code == 400

@@ -20,12 +20,13 @@ from starlette.types import Message, Receive, Scope, Send
 from ouroboros.server.errors import APIError
 from ouroboros.server.stream import JSONAnswer, event
 
-__all__ = ["Ingress", "routing_key"]
+__all__ = ["Ingress", "merged_metrics", "routing_key"]
 
 SESSION = "x-session-id"  # requests that name the same one go to one replica, whatever they ask
 BEGINNING = 1024  # characters of a prompt that tell where its rows are
 TRIES = 4  # replicas that a request is given to, one after the other dying
 PAUSE = 0.25  # seconds before the second try; twice as long before each further one
+ASKING = 5.0  # seconds that all replicas have to say how they are
 
 
 def routing_key(headers: Mapping[str, str], body: bytes) -> str:
@@ -48,6 +49,29 @@ def _beginning(asked: Mapping[str, Any]) -> str:
     return json.dumps([asked.get("instructions"), said, asked.get("prompt")])[:BEGINNING]
 
 
+def merged_metrics(texts: Mapping[str, str]) -> str:
+    """Prometheus' text of several replicas as one: each sample has its replica as a label."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for replica, text in texts.items():
+        family = ""
+        for line in text.splitlines():
+            if line.startswith("# HELP "):
+                family = line.split(" ")[2]
+                samples.setdefault(family, [])
+                heads[family] = [line]
+            elif line.startswith("#"):
+                heads.setdefault(family, []).append(line)
+            elif line:
+                name, brace, rest = line.partition("{")
+                if not brace:
+                    name, _, value = line.partition(" ")
+                    rest = f"}} {value}"
+                comma = "" if rest.startswith("}") else ","
+                samples.setdefault(family, []).append(f'{name}{{replica="{replica}"{comma}{rest}')
+    return "\n".join(line for family in samples for line in (*heads.get(family, ()), *samples[family])) + "\n"
+
+
 class Ingress:
     """Passes requests on. ``replicas``: a handle of theirs. max_body: bytes of a request."""
 
@@ -62,8 +86,26 @@ class Ingress:
                 break  # the replica's gate says so
         names = "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers"
         scope = {name: request.scope[name] for name in names if name in request.scope}
+        if scope["method"] == "GET" and scope["path"] in ("/health", "/metrics"):  # they wait for no place
+            return await self._asked_of_all(scope)
         key = routing_key(request.headers, bytes(body))
         return _Relay(self._replicas.options(method_name="answer", stream=True, session_id=key), scope, bytes(body))
+
+    async def _asked_of_all(self, scope: Scope) -> Response:
+        try:
+            asked = self._replicas.broadcast("whole", scope)
+            found = await asked.results_async(timeout_s=ASKING, return_exceptions=True)
+        except Exception:  # a cluster that is being changed has many
+            found = []
+        told = [one for one in found if not isinstance(one, BaseException)]
+        if not told:
+            return JSONAnswer({"status": "no replica answers"}, 503)
+        refused = [(status, body) for _, status, body in told if status != 200]
+        if scope["path"] == "/metrics" and not refused:
+            text = merged_metrics({name: body.decode() for name, _, body in told})
+            return Response(text, media_type="text/plain; version=0.0.4")
+        status, body = refused[0] if len(refused) == len(told) else (200, told[0][2])
+        return Response(body, status, media_type="application/json")
 
 
 class _Relay(Response):

@@ -90,6 +90,15 @@ class Replica:
             await asyncio.wait({task}, timeout=LEAVING)
             task.cancel()
 
+    async def whole(self, scope: Scope) -> tuple[str, int, bytes]:
+        """Its name, and the status and body of its answer to a request without a body."""
+        status, body = 500, b""
+        async for messages in self.answer(scope, b""):
+            for message in messages:
+                status = message.get("status", status)
+                body += message.get("body", b"")
+        return self.name, status, body
+
     def state(self) -> dict[str, Any]:
         """Its name (in the header ``x-ouroboros-replica`` of its answers), process, and what its engine has to do."""
         return {"replica": self.name, "pid": os.getpid(), **asdict(self._service.engine.load)}
