@@ -101,7 +101,7 @@ def decoder_of(
     """A pair of Yi's shapes on this card, decoding by ``label``: a method, or ``speculative-γ``."""
     clock = VirtualClock()
     method, _, sizes = label.partition("-")
-    options = options_for(method, {"draft_tokens": int(sizes), "control": False} if sizes else {})
+    options = options_for(method, {"draft_tokens": int(sizes)} if sizes else {})
     assert pair.draft is not None
     target = Virtual(pair.target, YI_34B, card, clock, before)
     draft = Virtual(pair.draft, YI_6B, card, clock, before)
