@@ -18,10 +18,11 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 import ouroboros
 from ouroboros import InputError
-from ouroboros.integrations.ray_ingress import merged_metrics, routing_key
+from ouroboros.integrations.ray_ingress import Ingress, merged_metrics, routing_key
 
 PORT = 8917
 ADDRESS = f"http://127.0.0.1:{PORT}"
@@ -81,6 +82,81 @@ def test_metrics_of_several_replicas_are_one_text() -> None:
         'a:b_total{replica="s"} 3',
         'a:b_total{replica="s",kind="x"} 2.0',
     ]
+
+
+class Dying:
+    """Stands for a handle: each answer is a list of messages, then perhaps an error."""
+
+    def __init__(self, *answers: list[Any]) -> None:
+        self.answers, self.asked, self.cancelled = list(answers), 0, 0
+
+    def options(self, **settings: Any) -> Dying:
+        return self
+
+    def remote(self, scope: Any, body: bytes) -> Dying:
+        self.asked += 1
+        self.coming = iter(self.answers.pop(0))
+        return self
+
+    def __aiter__(self) -> Dying:
+        return self
+
+    async def __anext__(self) -> Any:
+        one = next(self.coming, None)
+        if one is None:
+            raise StopAsyncIteration
+        if isinstance(one, Exception):
+            raise one
+        return [one]
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+def relayed(replicas: Dying) -> tuple[int, bytes]:
+    """Status and body that a client of the ingress sees."""
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+    asked = [{"type": "http.request", "body": b"{}", "more_body": False}]
+    told: list[Any] = []
+
+    async def receive() -> Any:
+        return asked.pop()
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    async def run() -> None:
+        answer = await Ingress(replicas, 1000)(Request(scope, receive))
+        await answer(scope, receive, send)
+
+    asyncio.run(run())
+    return told[0]["status"], b"".join(one.get("body", b"") for one in told)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # of ray's own imports
+def test_what_was_not_begun_is_asked_of_another_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+    from ray.serve.exceptions import BackPressureError
+
+    monkeypatch.setattr("ouroboros.integrations.ray_ingress.PAUSE", 0.0)
+    died = exceptions.RayActorError()
+    whole = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+    stream = {**whole, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
+
+    def body(data: bytes, more: bool) -> dict[str, Any]:
+        return {"type": "http.response.body", "body": data, "more_body": more}
+
+    replicas = Dying([whole, died], [died], [whole, body(b"{}", False)])
+    assert relayed(replicas) == (200, b"{}")
+    assert (replicas.asked, replicas.cancelled) == (3, 3)
+    replicas = Dying([stream, died], [stream, body(b"data: 1", True), died])
+    status, told = relayed(replicas)
+    assert (status, replicas.asked) == (200, 2)
+    assert told.startswith(b"data: 1data: {")
+    assert b"replica_lost" in told
+    assert relayed(Dying(*[[died]] * 4))[0] == 503
+    assert relayed(Dying([BackPressureError(1, 1)]))[0] == 429
 
 
 # --- with one ---
@@ -242,6 +318,7 @@ def test_the_server_s_own_routes_and_refusals(handle: Any) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # of ray's own imports
 def test_bad_values_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     click = pytest.importorskip("click")
