@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.virtual_engine import CARDS, YI_34B, Virtual, asks, decoder_of, 
 from ouroboros.bench.markdown import table
 from ouroboros.errors import OuroborosError
 from ouroboros.phrases.memory import Memory
+from ouroboros.serving.caches import CacheStore
 from ouroboros.stats import quantile
 
 PLAIN, FIXED, SUBJECT = "autoregressive", "speculative-5", "ouroboros"
@@ -34,16 +35,19 @@ METHODS = (PLAIN, FIXED, SUBJECT)
 AT_ONCE = (1, 4, 16, 64, 128)
 BEFORE = 1000  # positions that each request has in its cache beside its own
 REPLICAS = (1, 4, 16)
-REQUESTS, KINDS, EVERY = 128, 16, 32  # of the memories' part: requests, different prompts, requests between exchanges
+REQUESTS, KINDS, EVERY = 64, 16, 16  # of the memories' part: requests, different prompts, requests between exchanges
 BOUNDS = 30_000, 20_000, 200_000  # of a tenant's memory (server/tenants.py)
 FIRST, TOKEN = 2.0, 0.06  # seconds at 95 % that a fleet must keep: to the first token, for each token
 SECONDS = 240.0  # of a fleet's traffic
 
 
 def one_gpu(pair: ouroboros.Decoder, card: str, label: str, at_once: int) -> dict[str, Any]:
-    """A closed loop of so many requests; counted from when all of them write until the last one was asked for."""
+    """A closed loop of so many requests, whose prompts are in the caches; counted from when all of them write until the
+    last one begins."""
     decoder, clock = decoder_of(pair, CARDS[card], label, before=BEFORE)
-    runs = serve(decoder, clock, list(asks(max(12, 3 * at_once))), at_once)
+    caches = CacheStore()
+    serve(decoder, clock, [replace(ask, tokens=1) for ask in asks(KINDS, KINDS)], 1, caches, cold=True)
+    runs = serve(decoder, clock, list(asks(max(12, 2 * at_once), KINDS)), at_once, caches, cold=True)
     begun = sorted(run.steps[0][0] for run in runs)
     since, until = begun[at_once - 1], begun[-1]
     steps = [(at, tokens) for run in runs for at, tokens in run.steps if since < at <= until]
@@ -63,7 +67,7 @@ def one_gpu(pair: ouroboros.Decoder, card: str, label: str, at_once: int) -> dic
 def memories(pair: ouroboros.Decoder, card: str, replicas: int, exchanged: bool) -> dict[str, Any]:
     """One tenant's requests, dealt to the replicas in turn; the second half is counted."""
     source = Random(1)
-    common = list(asks(KINDS))
+    common = list(asks(KINDS, KINDS))
     kinds = source.choices(range(KINDS), [1 / (1 + i) for i in range(KINDS)], k=REQUESTS)
     own = [Memory.over(None, *BOUNDS) for _ in range(replicas)]
     decoders = [decoder_of(pair, CARDS[card], SUBJECT, memory, BEFORE) for memory in own]
@@ -72,7 +76,7 @@ def memories(pair: ouroboros.Decoder, card: str, replicas: int, exchanged: bool)
         decoder, clock = decoders[i % replicas]
         before = clock.seconds
         ask = common[kind]
-        (run,) = serve(decoder, clock, [type(ask)(ask.prompt, 64, 0.8, i)], 1)
+        (run,) = serve(decoder, clock, [replace(ask, tokens=48, temperature=0.8, seed=i)], 1)
         if i >= REQUESTS // 2:
             tokens += ask_tokens(run.steps)
             steps += len(run.steps)
@@ -226,23 +230,28 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         pair = ouroboros.load(dtype="float32", pool=False, threads=1)
         raw = {"command": " ".join(["python -m benchmarks.scaling", *(words or sys.argv[1:])]), "cards": chosen.cards}
-        raw["one"] = []
+        raw |= {"one": [], "memories": [], "fleets": []}
         for card in chosen.cards:
             for method in METHODS:
                 for at_once in AT_ONCE:
                     raw["one"].append(one_gpu(pair, card, method, at_once))
                     tell.print(json.dumps(raw["one"][-1]))
-        raw["memories"] = []
+                    _save(raw, chosen.out)
         for replicas in REPLICAS:
             for exchanged in (False, True)[: 1 if replicas == 1 else 2]:
                 raw["memories"].append(memories(pair, chosen.cards[0], replicas, exchanged))
                 tell.print(json.dumps(raw["memories"][-1]))
+                _save(raw, chosen.out)
         raw["fleets"] = fleets(raw["one"], chosen.cards[0], tell)
-        chosen.out.write_text(json.dumps(_rounded(raw), indent=1) + "\n")
+        _save(raw, chosen.out)
     if chosen.plot is not None:
         draw(raw, chosen.plot)
     print(report(raw))
     return 0
+
+
+def _save(raw: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(_rounded(raw)) + "\n")
 
 
 def _rounded(value: Any) -> Any:
@@ -258,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--cards", type=lambda text: text.split(","), default=["h200", "a100"], help=f"of {', '.join(CARDS)}")
+    add("--cards", type=lambda text: text.split(","), default=["h200"], help=f"of {', '.join(CARDS)}")
     add("--out", type=Path, default=Path("scaling.json"), metavar="RAW.json")
     add("--plot", type=Path, metavar="FILE", help="a PNG or SVG")
     add("--table", type=Path, metavar="RAW.json", help="only prints the tables of a file")

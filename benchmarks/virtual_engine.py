@@ -29,6 +29,7 @@ from ouroboros.serving.scheduler import Scheduler
 __all__ = ["CARDS", "YI_6B", "YI_34B", "Ask", "Card", "Run", "Shape", "Virtual", "asks", "decoder_of", "serve"]
 
 LAYER = 20e-6  # seconds around a layer's work, launches in a graph: an assumption
+MOST = 256  # requests at once, where they come as they come
 ROWS = (1, 8, 64, 128, 256, 512)  # of the T(n) that the controller begins with
 PROMPTS = Path(__file__).parent / "data" / "humaneval.jsonl"
 
@@ -122,12 +123,12 @@ class Ask:
     at: float = 0.0
 
 
-def asks(count: int, seed: int = 0) -> Iterator[Ask]:
-    """HumanEval's prompts in turn, 32 to 96 tokens, greedy and at 0.8 by turns."""
+def asks(count: int, kinds: int = 16, seed: int = 0) -> Iterator[Ask]:
+    """HumanEval's first prompts in turn, 24 to 72 tokens, greedy and at 0.8 by turns."""
     source = Random(seed)
     prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
     for i in range(count):
-        yield Ask(prompts[i % len(prompts)].strip() + "\n", source.randint(32, 96), 0.8 * (i % 2), i)
+        yield Ask(prompts[i % kinds].strip() + "\n", source.randint(24, 72), 0.8 * (i % 2), i)
 
 
 @dataclass(slots=True)
@@ -156,10 +157,11 @@ def serve(
     asked: Sequence[Ask],
     at_once: int | None = None,
     caches: CacheStore | None = None,
-    most: int = 256,
+    cold: bool = False,
 ) -> list[Run]:
-    """Every request served by one scheduler: ``at_once`` of them all the time, or each when it comes."""
-    scheduler = Scheduler(decoder.options, decoder.control, clock, at_once or most, caches)
+    """Every request served by one scheduler: ``at_once`` of them all the time, or each when it comes. ``cold``: each
+    has a memory of its own, so that none profits from another's text."""
+    scheduler = Scheduler(decoder.options, decoder.control, clock, at_once or MOST, caches)
     waiting, runs = list(asked), []
     assert decoder.memory is not None
     while waiting or not scheduler.idle:
@@ -170,7 +172,7 @@ def serve(
             params = SamplingParams(
                 max_new_tokens=ask.tokens, temperature=ask.temperature, seed=ask.seed, ignore_eos=True
             )
-            prepared = decoder.prepare(ask.prompt, params, decoder.memory)
+            prepared = decoder.prepare(ask.prompt, params, Memory() if cold else decoder.memory)
             runs.append(Run(ask, [], clock))
             scheduler.add(prepared.request, decoder.target, decoder.draft, runs[-1])
         if scheduler.idle:
