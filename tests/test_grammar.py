@@ -59,6 +59,23 @@ def test_every_method_writes_what_the_oracle_writes(embedded: Pair, settings: di
             assert result.stats.target_forwards == len(truth)
 
 
+@pytest.mark.parametrize("method", ["autoregressive", "speculative", "ouroboros"])
+def test_among_others_it_writes_what_it_writes_alone(method: str) -> None:
+    decoder = ouroboros.load(method=method, dtype="float32", pool=False)
+    asked: list[dict[str, Any]] = [
+        {"grammar": {"json_schema": SCHEMA}},
+        {},
+        {"grammar": {"regex": "[a-z]{3,9}, (yes|no)"}, "temperature": 0.9},
+        {"temperature": 0.9},
+        {"grammar": {"json_schema": SCHEMA}, "temperature": 0.9, "repetition_penalty": 1.1},
+    ]
+    settings = [{"max_new_tokens": 40, "seed": place, **one} for place, one in enumerate(asked * 2)]
+    alone = [decoder.generate(PROMPT, **one).token_ids for one in settings]
+    with ouroboros.Engine(decoder, max_requests=4) as engine:  # some come while others write
+        tickets = [engine.submit(PROMPT, **one) for one in settings]
+        assert [ticket.result(timeout=60).token_ids for ticket in tickets] == alone
+
+
 def test_forced_tokens_need_no_draft_forward() -> None:
     decoder = ouroboros.load(method="speculative", dtype="float32")
     words = "the quick brown fox jumps over the lazy dog and then goes home again"

@@ -44,8 +44,11 @@ def knows(memory: Memory, tokens: list[int]) -> list[bool]:
     ]
 
 
-def tenants(shared: Memory | None = None, directory: Path | None = None, most: int = 8) -> Tenants:
-    return Tenants(shared, NOTHING, None if directory is None else str(directory), "words", 1000, most)
+def tenants(
+    shared: Memory | None = None, directory: Path | None = None, most: int = 8, neighbours: bool = False
+) -> Tenants:
+    place = None if directory is None else str(directory)
+    return Tenants(shared, NOTHING, place, "words", 1000, most, neighbours=neighbours)
 
 
 def test_each_reads_their_own_and_what_is_shared() -> None:
@@ -191,3 +194,52 @@ def test_pools_are_made_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     other = Memory()
     save_pool(other, two, "other words")
     assert main(["pool", "merge", all, one, two]) == 2
+
+
+def test_neighbours_read_what_the_others_have_learned_of_the_same_tenant(tmp_path: Path) -> None:
+    common = Memory()
+    learn(common, SHARED)
+    one, other = (tenants(common, tmp_path / place, neighbours=True) for place in "01")
+    learn(one.memory("a/"), SECRET)
+    there, stranger = other.memory("a/"), other.memory("b/")
+    assert other.exchange() == 0
+    one.touch("a/")
+    assert one.save() == 1
+    assert other.exchange() == 1
+    assert other.exchange() == 0  # nothing new
+    assert knows(there, SECRET) == [True, True, True]
+    assert knows(there, SHARED) == [True, True, True]  # what lies below both is still there
+    assert knows(stranger, SECRET) == [False, False, False]
+    assert len(there.phrases) == 0  # read, not copied: it is not written again
+    other.close()
+    one.close()
+    late = tenants(common, tmp_path / "2", neighbours=True)
+    assert knows(late.memory("a/"), SECRET) == [True, True, True]
+    late.close()
+
+
+def test_counts_do_not_grow_by_being_exchanged(tmp_path: Path) -> None:
+    one, other = (tenants(None, tmp_path / place, neighbours=True) for place in "01")
+    for each in (one, other):
+        learn(each.memory("a/"), SECRET)
+        each.touch("a/")
+    before = {key: phrase.seen for key, phrase in one.memory("a/").phrases.items()}
+    for _ in range(5):
+        for each in (one, other):
+            each.touch("a/")
+            each.save()
+            each.exchange()
+    assert {key: phrase.seen for key, phrase in one.memory("a/").phrases.items()} == before
+    one.close()
+    other.close()
+
+
+def test_a_neighbours_damaged_file_is_left_out(tmp_path: Path) -> None:
+    one, other = (tenants(None, tmp_path / place, neighbours=True) for place in "01")
+    learn(one.memory("a/"), SECRET)
+    one.touch("a/")
+    one.close()
+    (file,) = (tmp_path / "0").rglob("*.pool")
+    file.write_bytes(b"no pool")
+    assert knows(other.memory("a/"), SECRET) == [False, False, False]
+    other.close()

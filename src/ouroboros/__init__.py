@@ -24,6 +24,7 @@ from ouroboros.errors import InputError, LoadError, ModelError, OuroborosError, 
 if TYPE_CHECKING:
     from ouroboros.generate import Decoder, Session
     from ouroboros.integrations.generate import custom_generate
+    from ouroboros.integrations.ray_serve import ray_app
     from ouroboros.pairing import load
     from ouroboros.phrases.pool import PhrasePool
     from ouroboros.prompts import Chat
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "custom_generate",
     "load",
+    "ray_app",
 ]
 
 _LAZY = {
@@ -75,6 +77,7 @@ _LAZY = {
     "Ticket": "ouroboros.serving.ticket",
     "custom_generate": "ouroboros.integrations.generate",
     "load": "ouroboros.pairing",
+    "ray_app": "ouroboros.integrations.ray_serve",
 }
 
 

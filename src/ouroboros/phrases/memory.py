@@ -45,6 +45,13 @@ class Memory:
             dict(shared.successors),
         )
 
+    def put_over(self, shared: Memory) -> None:
+        """Lies above this one from now on; what lay below is the new one's business. Its own is as it was."""
+        self.phrases.below, self.predictions.below = shared.phrases, shared.predictions
+        self.outputs.below = shared.outputs
+        for token, row in shared.successors.items():
+            self.successors.setdefault(token, row)
+
     def take_in(self, other: Memory) -> None:
         """Learns all that another one knows."""
         self.phrases.absorb(other.phrases)

@@ -112,7 +112,7 @@ class PhrasePool:
         below: PhrasePool | None = None,
     ) -> None:
         self.max_keys = max_keys
-        self._below = below
+        self.below = below
         self.phrases_per_key = phrases_per_key
         self.max_tokens = max_tokens
         self._buckets: dict[tuple[int, ...], _Bucket] = {}
@@ -213,7 +213,7 @@ class PhrasePool:
                 bucket = self._buckets.get(tuple(context[-size:])) if size <= len(context) else None
                 if bucket is not None:
                     candidates += bucket.phrases
-                if self._below is not None and size <= len(context):
+                if self.below is not None and size <= len(context):
                     candidates += self._shared(tuple(context[-size:]), bucket)
         candidates.sort(key=_expected, reverse=True)  # stable: of equals the longer match stays first
         chosen: list[Phrase] = []
@@ -228,15 +228,20 @@ class PhrasePool:
         return Found(context[-1], length, tuple(chosen))
 
     def _shared(self, key: tuple[int, ...], own: _Bucket | None) -> list[Phrase]:
-        """Copies of what the pool below has under this key and this one has not."""
-        assert self._below is not None
-        bucket, found = self._below._buckets.get(key), []
-        for phrase in bucket.phrases if bucket is not None else ():
-            tokens = phrase.tokens
-            if own is None or not any(_alike(tokens, known.tokens) for known in own.phrases):
-                copy = Phrase(tokens[: self.max_tokens], phrase.origin, phrase.key_length)
-                copy.note(phrase.origin, phrase.seen, phrase.offered, phrase.accepted)
-                found.append(copy)
+        """Copies of what the pools below have under this key and this one has not; of each the uppermost."""
+        known = [] if own is None else list(own.phrases)
+        found: list[Phrase] = []
+        below = self.below
+        while below is not None:
+            bucket = below._buckets.get(key)
+            for phrase in bucket.phrases if bucket is not None else ():
+                tokens = phrase.tokens
+                if not any(_alike(tokens, other.tokens) for other in known):
+                    copy = Phrase(tokens[: self.max_tokens], phrase.origin, phrase.key_length)
+                    copy.note(phrase.origin, phrase.seen, phrase.offered, phrase.accepted)
+                    found.append(copy)
+            known += found
+            below = below.below
         return found
 
     def credit(self, context: Sequence[int], found: Found, text: Sequence[int]) -> None:
@@ -248,7 +253,7 @@ class PhrasePool:
                     break
                 matched += 1
             phrase.note(phrase.origin, phrase.seen, phrase.offered + 1, phrase.accepted + matched)
-            if self._below is not None:
+            if self.below is not None:
                 self._adopt(tuple(context[-phrase.key_length :]), phrase)
             if matched:
                 bucket = self._buckets.get(tuple(context[-phrase.key_length :]))

@@ -40,7 +40,7 @@ class Predictions:
 
     def __init__(self, max_keys: int = 100_000, below: Predictions | None = None) -> None:
         self.max_keys = max_keys
-        self._below = below
+        self.below = below
         self._far: dict[int, Prediction] = {}
         self._near: dict[tuple[int, int], Prediction] = {}
 
@@ -77,7 +77,7 @@ class Predictions:
     def look_up(self, before: int | None, last: int) -> Prediction | None:
         """The row behind both tokens, else behind the last one, else None."""
         near = None if before is None else self._near.get((before, last))
-        if near is not None or self._below is None:
+        if near is not None or self.below is None:
             return near or self._far.get(last)
-        shared = self._below.look_up(before, last)
+        shared = self.below.look_up(before, last)
         return shared if shared is not None and shared.near else self._far.get(last) or shared

@@ -56,7 +56,7 @@ class SuffixIndex:
 
     def __init__(self, max_tokens: int = 1_000_000, below: SuffixIndex | None = None) -> None:
         self.max_tokens = max_tokens
-        self._below = below
+        self.below = below
         self._texts: dict[int, list[int]] = {}  # by number, oldest first
         self._open: set[int] = set()
         self._next = 0
@@ -135,8 +135,8 @@ class SuffixIndex:
             tree, score = self._grow(context[-1], places, nodes, min_chance, room, origin)
             if len(tree) > 1 and (best is None or score > best.score):
                 best = Speculation(tree, score, match)
-        if self._below is not None:
-            shared = self._below.speculate(context, depth, factor, most, min_chance, room, origin)
+        if self.below is not None:
+            shared = self.below.speculate(context, depth, factor, most, min_chance, room, origin)
             best = max((one for one in (best, shared) if one), key=lambda one: one.score, default=None)
         return best
 

@@ -88,7 +88,15 @@ class Service:
         self.words: Tokenizer | None = decoder.tokenizer
         self.metrics = Metrics()
         bound, size = decoder.fingerprint, decoder.target.info.vocab_size
-        self.tenants = Tenants(decoder.memory, decoder.lock, settings.memory_dir, bound, size, settings.max_tenants)
+        self.tenants = Tenants(
+            decoder.memory,
+            decoder.lock,
+            settings.memory_dir,
+            bound,
+            size,
+            settings.max_tenants,
+            neighbours=settings.neighbours,
+        )
         self.engine = _Engine(decoder, settings, self.tenants)
         self._saving: asyncio.Task[None] | None = None
         self.created = int(time.time())
@@ -139,10 +147,11 @@ class Service:
         return None if memory is False else f"{tenant or ''}/{memory or ''}"
 
     async def save_often(self) -> None:
-        """Snapshots of what has changed, until it is cancelled."""
+        """Snapshots of what has changed, and what neighbours have learned, until it is cancelled."""
         while True:
             await asyncio.sleep(self.settings.save_every)
             await asyncio.to_thread(self.tenants.save)
+            await asyncio.to_thread(self.tenants.exchange)
 
     async def encode(self, prompt: Prompt, param: str = "prompt") -> list[int]:
         """A prompt's tokens.

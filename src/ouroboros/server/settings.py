@@ -25,7 +25,9 @@ class Settings:
         grace: seconds that running requests have after SIGTERM. cors_origins: whose pages may ask.
         max_body: bytes. max_messages, max_samples (``n``), max_tokens (None: the model's context), max_schema
             (characters of a schema, of all tools), max_stops, max_prompts (of one completion): of a request.
-        max_tenants: memories that are held in RAM. save_every: seconds between two snapshots of what has changed.
+        neighbours: whether the directories beside ``memory_dir`` are of servers with the same tenants, which read each
+            other's. max_tenants: memories that are held in RAM. save_every: seconds between two snapshots of what has
+            changed.
         tool_format: see tools.py; None: what the chat template looks like. log_prompts: the log holds prompts.
 
     Raises:
@@ -40,6 +42,7 @@ class Settings:
     max_queue: int = 64
     kv_memory: int | None = None
     memory_dir: str | None = None
+    neighbours: bool = False
     request_timeout: float | None = 600.0
     grace: float = 20.0
     cors_origins: tuple[str, ...] = ()

@@ -3,7 +3,8 @@ request writes to.
 
 With a directory memories outlive the server. Each lies in a file of its own, a phrase pool's (phrases/storage.py),
 under the vocabulary that it belongs to. A file is written whole or not at all, so that it can be read whenever the
-process is killed; what was learned since the last snapshot is lost then. One server at a time has the directory.
+process is killed; what was learned since the last snapshot is lost then. One server at a time has the directory;
+servers side by side read each other's (neighbours.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ouroboros.errors import InputError, PoolFileError
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.storage import load_pool, pack_pool, write_pool
+from ouroboros.server.neighbours import Neighbours
 
 __all__ = ["Tenants", "file_of"]
 
@@ -49,6 +51,7 @@ class Tenants:
         shared: what all read. hold: held while memories are read for a snapshot: nobody writes to them then.
         directory: None: memories end with the server. fingerprint, vocab_size: of the target's vocabulary.
         most: memories in RAM; of more the one that was used longest ago is let go of, into its file if there is one.
+        neighbours: whether the directories beside this one are of servers that have the same tenants.
 
     Raises:
         InputError: the directory cannot be made. PoolFileError: another server has it.
@@ -63,6 +66,7 @@ class Tenants:
         vocab_size: int,
         most: int,
         clock: Callable[[], float] = time.monotonic,
+        neighbours: bool = False,
     ) -> None:
         self._shared, self._hold, self._most, self._clock = shared, hold, most, clock
         self._fingerprint, self._vocab_size = fingerprint, vocab_size
@@ -70,6 +74,7 @@ class Tenants:
         self._lock = threading.RLock()
         self._directory: Path | None = None
         self._right: PoolLock | None = None
+        self._neighbours: Neighbours | None = None
         if directory is not None:
             self._directory = Path(directory) / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
             try:
@@ -80,6 +85,10 @@ class Tenants:
             for part in self._directory.glob(".*.part"):  # of a server that was killed
                 with contextlib.suppress(OSError):
                     part.unlink()
+            if neighbours:
+                self._neighbours = Neighbours(
+                    self._directory, fingerprint, vocab_size, lambda: Memory.over(shared, *BOUNDS)
+                )
 
     def __len__(self) -> int:
         """Memories in RAM."""
@@ -99,6 +108,8 @@ class Tenants:
                 oldest = next(iter(self._held))
                 self._save(oldest, self._held[oldest])
                 del self._held[oldest]
+                if self._neighbours is not None:
+                    self._neighbours.forget(file_of(oldest))
             return held.memory
 
     def touch(self, name: str | None) -> None:
@@ -117,6 +128,22 @@ class Tenants:
         with self._lock:
             names = [name for name, held in self._held.items() if held.used > held.saved]
         return sum(self._save(name, self._held.get(name)) for name in names)
+
+    def exchange(self) -> int:
+        """Puts each memory in RAM over what the neighbours have written since the last time. Returns how many memories
+        got something."""
+        if self._neighbours is None:
+            return 0
+        with self._lock:
+            held = [(file_of(name), one.memory) for name, one in self._held.items()]
+        count = 0
+        for file, memory in held:
+            found = self._neighbours.merged(file)
+            if found is not None:
+                with self._hold:
+                    memory.put_over(found)
+                count += 1
+        return count
 
     def close(self) -> None:
         """Writes what has changed, and gives the directory back."""
@@ -140,7 +167,8 @@ class Tenants:
         return True
 
     def _load(self, name: str) -> Memory:
-        memory = Memory.over(self._shared, *BOUNDS)
+        below = None if self._neighbours is None else self._neighbours.merged(file_of(name), anew=True)
+        memory = Memory.over(below or self._shared, *BOUNDS)
         path = None if self._directory is None else self._directory / file_of(name)
         if path is not None and path.exists():
             try:

@@ -105,6 +105,11 @@ class Engine:
         return self._decoder
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def load(self) -> EngineLoad:
         """As of the last round; requests that were submitted since are waiting."""
         with self._lock:

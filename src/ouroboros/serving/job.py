@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ouroboros.control.load import Load
@@ -106,6 +106,25 @@ class Job:
             self.rows = need.rows
         elif self.asks_draft:
             self.draft_rows = need.rows
+
+    def tell(self, event: Event, now: float) -> bool:
+        """Hands its sink an event, with the seconds since the last one. Returns whether the request goes on."""
+        event = replace(event, seconds=now - self.since)
+        if isinstance(event, Step):
+            self.learn(event)
+        elif self.begun:
+            return True  # its prompt was read before it was put back
+        self.begun, self.since = True, now
+        return self.sink.take(event)
+
+    def close(self) -> Exception | None:
+        """Ends its flow, which tells its drafter. Returns what that raised."""
+        try:
+            if self.flow is not None:
+                self.flow.close()
+        except Exception as error:
+            return error
+        return None
 
     def learn(self, step: Step) -> None:
         """A step of so many seconds, the others' work in the meantime among them."""

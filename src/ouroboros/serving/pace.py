@@ -27,11 +27,18 @@ class Pace:
 
     def scored(self, model: CausalModel, seconds: float, read: int) -> float:
         """A forward scored trees and read so many tokens. Returns the seconds that reading took."""
+        key = id(model)
         if not read:
-            self._scoring[id(model)] = seconds
+            self._scoring[key] = seconds
             return 0.0
-        reading = max(0.0, seconds - self._scoring.get(id(model), seconds))
-        self.read(model, reading, read)
+        token = self._token.get(key, 0.0)
+        if key not in self._scoring:  # where prompts come one after the other there is no forward without any
+            self._scoring[key] = max(seconds / 2, seconds - read * token)
+        scoring = self._scoring[key]
+        reading = max(0.0, seconds - scoring)
+        if read >= LEAST:  # what seems free is read twice as much of the next time, until it costs something
+            free = scoring / (2 * read)
+            self._token[key] = max(reading / read, min(token, free) if token else free)
         return reading
 
     def read(self, model: CausalModel, seconds: float, tokens: int) -> None:

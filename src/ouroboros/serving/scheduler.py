@@ -24,13 +24,13 @@ from ouroboros.flow import Answer, Need, Score
 from ouroboros.models.base import CausalModel, ScoreRequest
 from ouroboros.serving.caches import Caches, CacheStore
 from ouroboros.serving.job import Job, Sink
+from ouroboros.serving.loads import Loads
 from ouroboros.serving.pace import MOST, Pace
 from ouroboros.tree import TokenTree
 
 __all__ = ["Scheduler"]
 
 AGE = 10.0  # seconds of waiting that one level of priority is worth: nobody waits for ever
-JOINING = 0.1  # of the way to how many joined the last draft forward
 
 
 class Scheduler:
@@ -59,9 +59,7 @@ class Scheduler:
         self._options, self._control, self._clock, self._max = options, control, clock, max_requests
         self._number = 0
         self._pace = Pace()
-        self._reading_rows = 0  # of prompts in the target's last forward
-        self._joining: float | None = None  # others in a draft forward, lately
-        self._coming = 0  # requests that this round lets in behind the one at hand
+        self._loads = Loads()
 
     @property
     def idle(self) -> bool:
@@ -89,7 +87,7 @@ class Scheduler:
         self._make_room()
         drafting = [job for job in self.running if job.asks_draft]
         if drafting:
-            self._note_joining(len(drafting))
+            self._loads.drafted(len(drafting))
             self._score(drafting)
             return
         asking = [job for job in self.running if job.asks_target]
@@ -109,7 +107,7 @@ class Scheduler:
         for job in list(self.waiting):
             if len(self.running) >= self._max:
                 break
-            self._coming = min(len(self.waiting), self._max - len(self.running)) - 1
+            self._loads.coming = min(len(self.waiting), self._max - len(self.running)) - 1
             text = job.text
             if self.caches.coming(text, job.target) > 0:
                 continue  # another one is reading the same prompt: its rows are there soon
@@ -123,7 +121,7 @@ class Scheduler:
             self.waiting.remove(job)
             self.running.append(job)
             self._start(job, job.caches)
-        self._coming = 0
+        self._loads.coming = 0
 
     def _start(self, job: Job, caches: Caches) -> None:
         request = job.request
@@ -131,7 +129,7 @@ class Scheduler:
             request = replace(request, prompt=job.text, written=len(job.written))
         else:
             job.since = self._clock()
-        self._tell(job)
+        self._loads.tell(job, self.running)
         try:
             job.flow = start(request, self._options, caches.target, caches.draft, self._control, job.load)
         except Exception as error:
@@ -145,7 +143,7 @@ class Scheduler:
             self._put_back(max(self.running, key=lambda job: job.place))
 
     def _put_back(self, job: Job) -> None:
-        self._close(job)
+        job.close()
         assert job.caches is not None
         self.caches.lose(job.caches)
         job.caches = job.flow = job.need = None
@@ -154,21 +152,12 @@ class Scheduler:
         self.put_back += 1
 
     def _end(self, job: Job, error: Exception | None = None) -> None:
-        error = self._close(job) or error
+        error = job.close() or error
         if job.caches is not None:
             (self.caches.give if error is None else self.caches.lose)(job.caches)
         (self.running if job in self.running else self.waiting).remove(job)
         job.caches = job.flow = job.need = None
         job.sink.end(error, job.cancelled)
-
-    def _close(self, job: Job) -> Exception | None:
-        """Ends its flow, which tells its drafter."""
-        try:
-            if job.flow is not None:
-                job.flow.close()
-        except Exception as error:
-            return error
-        return None
 
     # --- forwards ---
 
@@ -203,7 +192,7 @@ class Scheduler:
             job.draft_rows = 0
             job.measure()
         if group[0].asks_target:
-            self._reading_rows = read
+            self._loads.reading = read
         for (job, part), size in zip(parts, sizes[len(group) :], strict=True):
             part.slot.commit([0])
             self._has_read(job, size, reading * size / read)
@@ -266,11 +255,11 @@ class Scheduler:
         assert job.flow is not None
         began = self._clock()
         job.need, job.read, job.reading = None, 0, 0.0
-        self._tell(job)
+        self._loads.tell(job, self.running)
         try:
             need: Need | Event = job.flow.send(answer)
             while isinstance(need, Begun | Step):
-                if not self._emit(job, need):
+                if not job.tell(need, self._clock()):
                     self._end(job)
                     return
                 need = job.flow.send(None)
@@ -280,30 +269,3 @@ class Scheduler:
             self._end(job, error)
         else:
             job.wait_with(need, self._clock() - began)
-
-    def _emit(self, job: Job, event: Event) -> bool:
-        """Tells of an event. Returns whether the request goes on."""
-        now = self._clock()
-        event = replace(event, seconds=now - job.since)
-        if isinstance(event, Step):
-            job.learn(event)
-        elif job.begun:
-            return True  # its prompt was read before it was put back
-        job.begun, job.since = True, now
-        return job.sink.take(event)
-
-    # --- what requests are told of each other ---
-
-    def _tell(self, job: Job) -> None:
-        others = [other for other in self.running if other is not job]
-        load = job.load
-        load.requests = len(others) + self._coming
-        # Readers, and who comes, will soon have one.
-        load.rows = self._reading_rows + sum(max(1, other.rows) for other in others) + self._coming
-        load.rate = sum(other.rate for other in others)
-        load.draft_rows = sum(other.draft_rows for other in others)
-        load.joining = min(len(others), len(others) if self._joining is None else self._joining)
-
-    def _note_joining(self, drafting: int) -> None:
-        before = drafting - 1 if self._joining is None else self._joining
-        self._joining = before + JOINING * (drafting - 1 - before)
