@@ -60,7 +60,7 @@ def commands() -> Iterator[str]:
     from ouroboros.cli import cli
 
     def help_of(command: click.Command, name: str, parent: click.Context | None, level: int) -> Iterator[str]:
-        context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=name, parent=parent, max_content_width=84, terminal_width=84)
         path = context.command_path
         yield f"{'#' * level} {path}\n\n```text\n{command.get_help(context)}\n```\n"
         if isinstance(command, click.Group):

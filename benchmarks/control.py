@@ -113,9 +113,18 @@ def main() -> None:
         "costs": dataclasses.asdict(costs),
         "rows": rows,
     }
-    RAW.write_text(json.dumps(result, indent=0) + "\n")
+    RAW.write_text(packed(result))
     TABLE.write_text(report(result))
     print(TABLE.read_text())
+
+
+def packed(result: dict[str, Any]) -> str:
+    """JSON with the rows' names once, one row a line, and seconds to five digits."""
+    columns = list(result["rows"][0])
+    values = [[float(f"{v:.5g}") if isinstance(v, float) else v for v in row.values()] for row in result["rows"]]
+    head = json.dumps({**result, "rows": None, "columns": columns})
+    lines = ",\n".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in values)
+    return head.replace('"rows": null', f'"rows": [\n{lines}\n]') + "\n"
 
 
 def measured_costs() -> PairProfile:

@@ -16,10 +16,15 @@ newline = decoder.tokenizer.encode("\n")[0]
 def short_lines(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """The longer the line, the likelier its end."""
     length = (input_ids == newline).flip(-1).long().argmax(-1)
-    scores[:, newline] += 0.2 * length
+    scores[:, newline] += length
     return scores
 
 
-for processors in ([], [NoRepeatNGramLogitsProcessor(4)], [short_lines]):
-    result = decoder.generate("def fibonacci(n):", max_new_tokens=48, temperature=0.8, seed=1, processors=processors)
-    print(result.text, "\n---")
+prompt = 'class Stack:\n    """A stack."""\n'
+texts = []
+signals = {"none": [], "no 3-gram twice": [NoRepeatNGramLogitsProcessor(3)], "short lines": [short_lines]}
+for name, processors in signals.items():
+    result = decoder.generate(prompt, max_new_tokens=60, temperature=0.8, seed=2, processors=processors)
+    texts.append(result.text)
+    print(f"--- {name}\n{result.text}")
+assert len(set(texts)) == 3

@@ -3,10 +3,10 @@
 import ouroboros
 
 decoder = ouroboros.load()
-prompt = '# Recursive.\ndef factorial(n):\n    """Return n!."""\n'
-negative = '# With a loop.\ndef factorial(n):\n    """Return n!."""\n'
+prompt = 'def count(text):\n    """Return the number of vowels in text."""\n'
+negative = 'def count(text):\n    """Return text."""\n'
 
-for scale in (1.0, 1.5, 2.5):  # 1 is off
+for scale in (1.0, 2.0, 4.0):  # 1 is off
     steered = {"guidance_scale": scale, "negative_prompt": negative if scale != 1 else None}
     result = decoder.generate(prompt, max_new_tokens=40, **steered)
     print(f"--- guidance_scale={scale}, {result.stats.tokens_per_target_forward:.1f} tokens per target forward")

@@ -276,6 +276,39 @@ def test_what_differs_between_two_runs_is_named(found: Results, capsys: pytest.C
     assert "of 0 of them differ" in capsys.readouterr().out
 
 
+def test_compact_results_say_the_same(found: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small.jsonl.xz"
+    assert cli.main(["bench", "compact", str(found.path), str(small)]) == 0
+    assert small.stat().st_size < found.path.stat().st_size / 2
+    read, written = read_results(small), read_results(found.path)
+    assert (read.settings, read.environment, read.options) == (found.settings, found.environment, found.options)
+    for key, case in written.cases.items():
+        for run, kept in zip(case.runs, read.cases[key].runs, strict=True):
+            assert dataclasses.replace(kept, steps=run.steps) == run
+            assert sorted(tokens for tokens, _ in kept.steps) == sorted(tokens for tokens, _ in run.steps)
+            total, exact = (sum(seconds for _, seconds in one.steps) for one in (kept, run))
+            assert total == pytest.approx(exact, rel=5e-3)
+            assert [seconds for _, seconds in kept.steps[:1]] == pytest.approx([s for _, s in run.steps[:1]], rel=5e-3)
+    with pytest.raises(InputError, match="are for reading"):
+        read.go_on()
+    assert cli.main(["bench", "compact", str(found.path), str(tmp_path / "small.json")]) == 2
+    assert "must end in .xz" in capsys.readouterr().err
+    small.write_bytes(small.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot read the results"):
+        read_results(small)
+
+
+def test_the_results_that_are_kept_can_be_read_and_are_small() -> None:
+    kept = Path(__file__).parents[1] / "benchmarks" / "results"
+    assert [file.name for file in kept.iterdir() if file.stat().st_size > 200_000] == []
+    names = sorted(file.name for file in kept.glob("bench*"))
+    assert names == ["bench-fp32.jsonl", "bench-full.jsonl.xz", "bench-later.jsonl.xz", "bench.jsonl.xz"]
+    for name in names:
+        found = read_results(kept / name)
+        assert found.cases
+        assert found.profiles["target"].seconds
+
+
 def test_an_excerpt_stands_between_its_comments(found: Results, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{BEGIN}\nearlier\n{END}\n\nafter\n")
@@ -635,7 +668,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert sum(case.cut_tokens > 0 for case in results.cases.values()) >= 1
     drawn = {path.name for path in plots.iterdir()}
     kinds = ("speedup-greedy", "accepted-greedy", "speed-acceptance-greedy", "sources-greedy", "cost")
-    assert drawn == {f"{kind}.{end}" for kind in kinds for end in ("png", "svg")}
+    assert drawn == {f"{kind}.svg" for kind in kinds}
     assert all(path.stat().st_size > 1000 for path in plots.iterdir())
     assert cli.main(["bench", "report", str(out)]) == 0
     assert capsys.readouterr().out == report.read_text()

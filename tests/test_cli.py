@@ -985,7 +985,7 @@ def test_the_real_thing_ends_well_when_its_output_closes() -> None:
 @pytest.mark.slow
 def test_the_real_demo_finds_the_same_text_for_every_method() -> None:
     done = run(real_command("demo", "--max-new-tokens", "24", "--all"), COLUMNS="120")
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0  # standard error may say of a method that rows cost too much here
     out = done.stdout.decode()
     assert "grown to 222 M and 35 M parameters" in out
     assert out.count("✓ same text") == len(METHODS) - 1

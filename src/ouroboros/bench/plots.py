@@ -78,7 +78,7 @@ def draw_profiles(profiles: Mapping[str, CostProfile], path: str) -> None:
 
 
 def draw_results(results: Results, directory: Path) -> list[Path]:
-    """All plots of a benchmark, each as PNG and SVG; of each temperature its own.
+    """All plots of a benchmark, as SVG; of each temperature its own.
 
     Raises:
         InputError: a file cannot be written.
@@ -91,13 +91,12 @@ def draw_results(results: Results, directory: Path) -> list[Path]:
         drawn[f"accepted-{suffix}"] = _draw_steps(figures, temperature)
         drawn[f"speed-acceptance-{suffix}"] = _draw_scatter(figures, temperature)
         drawn[f"sources-{suffix}"] = _draw_origins(figures, temperature)
-    paths = [directory / f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
+    paths = [directory / f"{name}.svg" for name in drawn]
     for path in paths:
         _save(drawn[path.stem], str(path))
     if results.profiles:
-        for kind in ("png", "svg"):
-            paths.append(directory / f"cost.{kind}")
-            draw_profiles(results.profiles, str(paths[-1]))
+        paths.append(directory / "cost.svg")
+        draw_profiles(results.profiles, str(paths[-1]))
     return paths
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,8 @@ from ouroboros.errors import InputError
 from ouroboros.files import parse_json
 
 __all__ = ["Case", "Results", "Run", "environment", "read_results"]
+
+_MOST = 1 << 28  # bytes of an unpacked file: a hundred times the longest benchmark of this project
 
 Key = tuple[str, str, int, float]
 
@@ -110,8 +113,9 @@ class Results:
         """A new file, of one line.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or has the name of a compact one.
         """
+        self._check_name()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("", encoding="utf-8")
@@ -120,9 +124,18 @@ class Results:
         self._write([{"kind": "settings", "settings": self.settings, **self.environment}])
 
     def go_on(self) -> None:
-        """Cuts off what was interrupted."""
+        """Cuts off what was interrupted.
+
+        Raises:
+            InputError: a compact file, which is for reading.
+        """
+        self._check_name()
         with self.path.open("r+b") as file:
             file.truncate(self.closed)
+
+    def _check_name(self) -> None:
+        if self.path.suffix == ".xz":
+            raise InputError(f"the compact results {str(self.path)!r} are for reading: give another file to write to")
 
     def add_profiles(self, profiles: Mapping[str, CostProfile]) -> None:
         self.profiles.update(profiles)
@@ -184,8 +197,8 @@ def read_results(path: Path) -> Results:
         InputError: unreadable, or no results.
     """
     try:
-        lines = path.read_bytes().decode().splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
+        lines = _read(path).decode().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"cannot read the results {str(path)!r}: {getattr(error, 'strerror', error)}") from None
     results: Results | None = None
     runs: list[Run] = []
@@ -224,11 +237,23 @@ def read_results(path: Path) -> Results:
     return results
 
 
+def _read(path: Path) -> bytes:
+    """The file's bytes, unpacked where bench/compact.py has made it."""
+    if path.suffix != ".xz":
+        return path.read_bytes()
+    with lzma.open(path) as file:
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise lzma.LZMAError(f"more than {_MOST} bytes when unpacked")
+    return data
+
+
 def _profile(values: Mapping[str, Any]) -> CostProfile:
     def tuples(value: Any) -> Any:
         return tuple(tuples(part) for part in value) if isinstance(value, list) else value
 
-    return CostProfile(**{name: tuples(value) for name, value in values.items()})
+    known = {one.name for one in dataclasses.fields(CostProfile)}  # earlier versions wrote more
+    return CostProfile(**{name: tuples(value) for name, value in values.items() if name in known})
 
 
 def environment(machine: str, models: Mapping[str, str]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _number(name: str, text: str | None = None) -> Callable[[Any], Any]:
 @click.option("--out", metavar="FILE", default="bench.jsonl", show_default=True,
               help="Results; what is there already is gone on with.")  # fmt: skip
 @click.option("--report", metavar="FILE", help="Also write the tables to this file (Markdown).")
-@click.option("--plots", metavar="DIR", help="Also draw plots, PNG and SVG, into this directory (needs matplotlib).")
+@click.option("--plots", metavar="DIR", help="Also draw plots (SVG) into this directory (needs matplotlib).")
 @click.pass_context
 def bench(
     context: click.Context, /, place: Place, out: str, report: str | None, plots: str | None, **values: Any
@@ -113,7 +113,7 @@ def bench(
 @bench.command("report", short_help="Tables and plots of a benchmark's results.")
 @click.argument("results", metavar="FILE")
 @click.option("--out", metavar="FILE", help="Write the tables to this file in place of standard output.")
-@click.option("--plots", metavar="DIR", help="Draw plots, PNG and SVG, into this directory (needs matplotlib).")
+@click.option("--plots", metavar="DIR", help="Draw plots (SVG) into this directory (needs matplotlib).")
 @click.option("--excerpt", metavar="FILE", help="Put one table into this file, between <!-- benchmark --> and "
               "<!-- /benchmark -->, in place of the report.")  # fmt: skip
 def show_report(results: str, out: str | None, plots: str | None, excerpt: str | None) -> None:
@@ -145,6 +145,18 @@ def compare(context: click.Context, /, first: str, second: str) -> None:
         context.exit(1)
 
 
+@bench.command("compact", short_help="Make results small enough to be kept.")
+@click.argument("results", metavar="FILE")
+@click.argument("out", metavar="OUT")
+def compact_results(results: str, out: str) -> None:
+    """Write FILE to OUT, a name in .xz: a tenth of the size, for bench report and bench compare alike."""
+    from ouroboros._render import Screen
+    from ouroboros.bench.compact import compact
+
+    size = compact(Path(results), Path(out))
+    Screen().note(f"{out}: {size:,} bytes")
+
+
 bench.add_command(throughput)
 
 
@@ -152,7 +164,7 @@ def _check(report: str | None, plots: str | None) -> None:
     if plots is not None:
         from ouroboros.bench.plots import check_plot
 
-        check_plot("plot.png")
+        check_plot("plot.svg")
     for path in (report, plots):
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise InputError(f"there is no directory {str(Path(path).parent)!r} for {path!r}")
