@@ -234,7 +234,7 @@ def main(words: Sequence[str] | None = None) -> int:
             _save(raw, chosen.out)
     else:
         pair = ouroboros.load(dtype="float32", pool=False, threads=1)
-        raw = {"command": " ".join(["python -m benchmarks.scaling", *(words or sys.argv[1:])]), "cards": chosen.cards}
+        raw = {"command": "python -m benchmarks.scaling", "cards": chosen.cards}
         raw |= {"one": [], "memories": [], "fleets": []}
         for card in chosen.cards:
             for method in METHODS:
