@@ -38,7 +38,7 @@ REPLICAS = (1, 4, 16)
 REQUESTS, KINDS, EVERY = 64, 16, 16  # of the memories' part: requests, different prompts, requests between exchanges
 BOUNDS = 30_000, 20_000, 200_000  # of a tenant's memory (server/tenants.py)
 FIRST, TOKEN = 2.0, 0.06  # seconds at 95 % that a fleet must keep: to the first token, for each token
-SECONDS = 240.0  # of a fleet's traffic
+SECONDS = 150.0  # of a fleet's traffic
 
 
 def one_gpu(pair: ouroboros.Decoder, card: str, label: str, at_once: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def curve_of(rows: Sequence[dict[str, Any]], card: str, method: str) -> Curve:
 def most_served(curve: Curve, gpus: int, policy: str, bursty: bool) -> dict[str, Any]:
     """The highest rate of requests that keeps the bounds."""
     low, high, best = 0.0, 16.0, None
-    for _ in range(8):
+    for _ in range(7):
         rate = (low + high) / 2
         served = simulate(curve, gpus, rate, SECONDS, Traffic(bursty=bursty), POLICIES[policy]())
         if _keeps(served):
@@ -128,15 +128,17 @@ def fleets(rows: Sequence[dict[str, Any]], card: str, tell: Console) -> list[dic
     for method in METHODS:
         curve = curve_of(rows, card, method)
         for bursty in (False, True):
-            for gpus, policies in ((1, ("by prefix",)), (10, POLICIES), (100, POLICIES)):
+            for gpus, policies in ((1, ("by prefix",)), (10, POLICIES)):
                 for policy in policies:
                     row = {"card": card, "method": method, **most_served(curve, gpus, policy, bursty)}
                     found.append(row)
                     tell.print(f"{method}, {gpus} GPUs, {policy}: {row['rate']:.2f} requests a second and GPU")
         rate = next(row["rate"] for row in reversed(found) if row["policy"] == "by prefix" and not row["bursty"])
-        served = simulate(curve, 1000, rate, 120.0, Traffic(), POLICIES["by prefix"]())  # 1,000 at the rate of 100
-        row = {"card": card, "method": method, "gpus": 1000, "policy": "by prefix", "bursty": False, "rate": rate}
-        found.append({**row, **asdict(served)})
+        for gpus, seconds in ((100, 120.0), (1000, 60.0)):  # as many requests for each as ten serve
+            served = simulate(curve, gpus, rate, seconds, Traffic(), POLICIES["by prefix"]())
+            row = {"card": card, "method": method, "gpus": gpus, "policy": "by prefix", "bursty": False, "rate": rate}
+            found.append({**row, **asdict(served)})
+            tell.print(f"{method}, {gpus} GPUs: {served}")
     return found
 
 
@@ -227,9 +229,12 @@ def main(words: Sequence[str] | None = None) -> int:
     tell = Console(stderr=True, soft_wrap=True)
     if chosen.table is not None:
         raw = json.loads(chosen.table.read_text())
+        if chosen.fleets:
+            raw["fleets"] = fleets(raw["one"], raw["cards"][0], tell)
+            _save(raw, chosen.out)
     else:
         pair = ouroboros.load(dtype="float32", pool=False, threads=1)
-        raw = {"command": " ".join(["python -m benchmarks.scaling", *(words or sys.argv[1:])]), "cards": chosen.cards}
+        raw = {"command": "python -m benchmarks.scaling", "cards": chosen.cards}
         raw |= {"one": [], "memories": [], "fleets": []}
         for card in chosen.cards:
             for method in METHODS:
@@ -271,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("scaling.json"), metavar="RAW.json")
     add("--plot", type=Path, metavar="FILE", help="a PNG or SVG")
     add("--table", type=Path, metavar="RAW.json", help="only prints the tables of a file")
+    add("--fleets", action="store_true", help="with --table: simulates the fleets anew")
     return parser
 
 

@@ -232,11 +232,11 @@ def test_nothing_is_left_of_two_thousand_requests(tiny: Pair) -> None:
                 ticket.result(timeout=60)
 
         serve(300)  # memories, tables and allocators have their size
-        before, tickets = resident(), len([one for one in gc.get_objects() if isinstance(one, Ticket)])
+        before, tickets = resident(), len([one for one in gc.get_objects() if type(one) is Ticket])
         serve(2000)
         load = engine.load
         assert (load.running, load.waiting) == (0, 0)
         assert load.kv_bytes <= 200_000
         assert not engine._jobs
-        assert len([one for one in gc.get_objects() if isinstance(one, Ticket)]) <= tickets + 1
+        assert len([one for one in gc.get_objects() if type(one) is Ticket]) <= tickets + 1
         assert resident() - before < 24 << 20
