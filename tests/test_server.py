@@ -430,10 +430,14 @@ def until(test: Any, seconds: float = 10.0) -> None:
 
 
 def test_metrics(server: Server, client: openai.OpenAI) -> None:
+    for path, status in (("/v1/nothing", 404), ("/v1/completions", 400)):
+        assert post(server, path, {}).status_code == status
     client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=9, temperature=0, extra_body=GO_ON)
     text = httpx.get(server.address + "/metrics").text
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert values["ouroboros:num_requests_running"] == 0
+    assert values['ouroboros:request_refused_total{status="404"}'] > 0
+    assert values['ouroboros:request_refused_total{status="400"}'] > 0
     assert values["ouroboros:spec_decode_num_drafts_total"] > 0
     assert values["ouroboros:spec_decode_num_accepted_tokens_total"] == sum(
         value

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import mimetypes
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
+from pathlib import Path as File
 from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Body, FastAPI, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Path, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
@@ -38,7 +39,7 @@ from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAn
 
 __all__ = ["create_app"]
 
-WEB = Path(__file__).parent / "web"
+WEB = File(__file__).parent / "web"
 REFUSALS = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 POLICY = (
@@ -66,11 +67,16 @@ def create_app(service: Service) -> ASGIApp:
         lifespan=lifespan,
         responses={status: {"model": ErrorBody} for status in REFUSALS},
     )
+    keys = [Security(HTTPBearer(auto_error=False))] if service.settings.api_keys else []  # gate.py asks for them
+    api = APIRouter(dependencies=keys)
     _handle_errors(app)
-    _answer(app, service)
-    _tokens(app, service)
+    _answer(api, service)
+    _tokens(api, service)
+    _tell(api, service)
+    app.include_router(api)
+    _health(app, service)
     pages = _pages(app)
-    gate: ASGIApp = Gate(app, service.settings, {"/health", *pages}, lambda: service.stopping)
+    gate: ASGIApp = Gate(app, service.settings, {"/health", *pages}, lambda: service.stopping, service.metrics.refused)
     origins = list(service.settings.cors_origins)
     if origins:
         gate = CORSMiddleware(gate, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -126,7 +132,21 @@ def _headers(asked: Sampling) -> dict[str, str]:
     return {"x-ouroboros-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
 
 
-def _answer(app: FastAPI, service: Service) -> None:
+def _json_only(http: Request) -> None:
+    """A page elsewhere may send other kinds of content without asking this server first.
+
+    Raises:
+        APIError: another content type than JSON's.
+    """
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise APIError(400, f"the content type must be application/json, not {kind!r:.60}", "content-type")
+
+
+JSON_ONLY = [Depends(_json_only)]
+
+
+def _answer(api: APIRouter, service: Service) -> None:
     async def respond(
         http: Request, asked: R, ask: Callable[[R, Service], Awaitable[Asked]], kind: Callable[..., Answering]
     ) -> Response:
@@ -147,32 +167,38 @@ def _answer(app: FastAPI, service: Service) -> None:
         if service.settings.log_prompts and service.words is not None:
             http.scope["ouroboros.log"]["prompts"] = [service.words.decode(ids) for ids in prompts]
 
-    @app.post("/v1/chat/completions", responses=STREAMS)
+    @api.post("/v1/chat/completions", responses=STREAMS, dependencies=JSON_ONLY)
     async def chat(http: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
         return await respond(http, asked, ask_chat, Answer)
 
-    @app.post("/v1/completions", responses=STREAMS)
+    @api.post("/v1/completions", responses=STREAMS, dependencies=JSON_ONLY)
     async def completions(http: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
         return await respond(http, asked, ask_completion, Answer)
 
-    @app.post("/v1/responses", responses=STREAMS)
+    @api.post("/v1/responses", responses=STREAMS, dependencies=JSON_ONLY)
     async def responses(http: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
         return await respond(http, asked, ask_response, Answered)
 
-    @app.get("/metrics")
+
+def _tell(api: APIRouter, service: Service) -> None:
+    """What the server serves, and how it goes."""
+
+    @api.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         text = service.metrics.text(service.engine.load, service.tenants.phrases())
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
+    @api.get("/v1/models")
     async def models() -> Response:
         return JSONAnswer({"object": "list", "data": [_model(service)]})
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
+    @api.get("/v1/models/{name:path}")
+    async def model(name: str = Path(examples=[service.settings.model_name])) -> Response:
         service.check_model(name)
         return JSONAnswer(_model(service))
 
+
+def _health(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
         if service.stopping:
@@ -186,8 +212,8 @@ def _model(service: Service) -> dict[str, Any]:
     return {**head, "max_model_len": service.context, "method": decoder.method, "draft": decoder.draft is not None}
 
 
-def _tokens(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize")
+def _tokens(api: APIRouter, service: Service) -> None:
+    @api.post("/tokenize", dependencies=JSON_ONLY)
     async def tokenize(asked: Annotated[TokenizeRequest, Body()]) -> Response:
         service.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
@@ -202,7 +228,7 @@ def _tokens(app: FastAPI, service: Service) -> None:
                 del ids[0]
         return JSONAnswer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
 
-    @app.post("/detokenize")
+    @api.post("/detokenize", dependencies=JSON_ONLY)
     async def detokenize(asked: Annotated[DetokenizeRequest, Body()]) -> Response:
         service.check_model(asked.model)
         words = service.words
@@ -221,7 +247,7 @@ def _pages(app: FastAPI) -> list[str]:
     if "/index.html" in files:
         files["/"] = files["/index.html"]
 
-    def serve(path: str, file: Path) -> None:
+    def serve(path: str, file: File) -> None:
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         data = file.read_bytes()
 

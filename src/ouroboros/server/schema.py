@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from ouroboros.config import METHODS
 
 __all__ = [
     "ChatRequest",
@@ -24,7 +26,18 @@ __all__ = [
 ]
 
 INT = 2**63
+
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("must be a name or false")
+    return value
+
+
+No = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]  # Literal[False] takes 0 too
 MemoryName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TOKEN_NAME: dict[str, Any] = {"pattern": "^[0-9]{1,9}$"}
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -119,11 +132,11 @@ class Sampling(Strict):
     seed: Annotated[int, Field(ge=-INT, lt=INT)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
     ignore_eos: bool | None = None
-    method: str | None = None
+    method: Annotated[str, Field(json_schema_extra={"enum": [*METHODS]})] | None = None
     draft: bool | None = None
-    memory: MemoryName | Literal[False] | None = None
+    memory: MemoryName | No | None = None
     return_sources: bool | None = None
 
     @property
@@ -139,7 +152,7 @@ class Completing(Sampling):
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stop: str | list[str] | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(json_schema_extra={"propertyNames": TOKEN_NAME})] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     prediction: Prediction | None = None
@@ -260,7 +273,7 @@ class ErrorBody(BaseModel):
 class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
 
 

@@ -18,7 +18,6 @@ from ouroboros._version import __version__
 from ouroboros.config import MAX_SEED, SamplingParams
 from ouroboros.errors import OuroborosError
 from ouroboros.generate import Decoder
-from ouroboros.phrases.memory import Memory
 from ouroboros.prompts import Prompt, encode
 from ouroboros.server.errors import APIError, of_library
 from ouroboros.server.metrics import Metrics
@@ -63,17 +62,6 @@ class Run:
             ticket.cancel()
 
 
-class _Engine(Engine):
-    """With the tenants' memories in place of its own."""
-
-    def __init__(self, decoder: Decoder, settings: Settings, tenants: Tenants) -> None:
-        self._tenants = tenants
-        super().__init__(decoder, settings.max_requests, settings.kv_memory)
-
-    def _memory(self, name: str | None) -> Memory:
-        return self._tenants.memory(name)
-
-
 class Service:
     """
     Args:
@@ -89,7 +77,7 @@ class Service:
         self.metrics = Metrics()
         bound, size = decoder.fingerprint, decoder.target.info.vocab_size
         self.tenants = Tenants(decoder.memory, decoder.lock, settings.memory_dir, bound, size, settings.max_tenants)
-        self.engine = _Engine(decoder, settings, self.tenants)
+        self.engine = Engine(decoder, settings.max_requests, settings.kv_memory, memories=self.tenants.memory)
         self._saving: asyncio.Task[None] | None = None
         self.created = int(time.time())
         self.stopping = False
