@@ -62,13 +62,14 @@ class Load:
 
     def _ask(self, source: random.Random) -> None:
         stream, leaves = source.random() < 0.6, source.random() < self._leaving
+        tenant = source.choice([False, *(f"tenant {i}" for i in range(8))])
         body = {
-            "prompt": source.choice(PROMPTS) + f"# {source.randrange(1000)}\n",
+            "prompt": source.choice(PROMPTS) + f"# {source.randrange(10)}\n",
             "max_tokens": 400 if leaves else source.choice((8, 32, 64)),
-            "temperature": source.choice((0.0, 0.8)),
+            "temperature": 0.0 if tenant else 0.8,  # what is always new would fill memories up to their bounds
             "stream": stream,
             "ignore_eos": True,
-            "memory": f"tenant {source.randrange(8)}",
+            "memory": tenant,
         }
         with contextlib.closing(http.client.HTTPConnection(self._address, timeout=120)) as connection:
             connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
@@ -93,7 +94,11 @@ class Load:
         elif status != 200:
             fault = f"status {status}: {data[:200]!r}"
         elif stream:
-            fault = "" if data.endswith(b"data: [DONE]\n\n") and b'"error"' not in data else f"stream: {data[-200:]!r}"
+            fault = (
+                ""
+                if data.endswith(b"data: [DONE]\n\n") and b'data: {"error"' not in data
+                else f"stream: {data[-200:]!r}"
+            )
         elif not json.loads(data)["choices"][0]["finish_reason"]:
             fault = f"no end: {data[-200:]!r}"
         self._note(status, fault)

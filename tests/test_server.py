@@ -448,3 +448,13 @@ def test_metrics(server: Server, client: openai.OpenAI) -> None:
     assert values["ouroboros:time_to_first_token_seconds_count"] > 0
     assert values['ouroboros:request_success_total{finished_reason="length"}'] > 0
     assert any(name.startswith("ouroboros:memory_phrases{") for name in values)
+
+
+def test_nobody_is_let_in_at_the_end(decoder: ouroboros.Decoder) -> None:
+    with serving(decoder) as server:
+        server._service.stopping = True
+        refused = post(server, "/v1/completions", {"prompt": PROMPT})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+        assert refused.headers["retry-after"] == "5"
+        health = httpx.get(server.address + "/health")
+        assert (health.status_code, health.json()) == (503, {"status": "stopping"})

@@ -83,7 +83,7 @@ def serve(
         if importlib.util.find_spec(name) is None:
             raise InputError(f"serve needs {name}: pip install 'ouroboros-decoding[server]'")
     from ouroboros.server.settings import Settings
-    from ouroboros.server.tools import FORMATS
+    from ouroboros.server.tool_formats import FORMATS
 
     if tool_format is not None and tool_format not in FORMATS:
         raise InputError(f"--tool-format must be one of {', '.join(FORMATS)}, not {tool_format!r}")

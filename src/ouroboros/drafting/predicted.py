@@ -26,7 +26,7 @@ FACTOR = 4  # tokens that are drafted for each matched one
 LONGEST = 64  # tokens of a draft
 NEAR = 64  # places on either side of the last one that are looked at
 FIRST = 16  # that are drafted before anything is written
-BEGINNING = 8  # tokens that the expectation itself counts for, before anything is written
+BEGINNING = 16  # tokens that the expectation itself counts for, before anything is written
 MEMORY = 64.0  # tried tokens, after which older ones fade
 
 
@@ -76,11 +76,11 @@ class PredictedDrafter:
 
     def _worth(self, most: int, match: int, context: int) -> int:
         """How many tokens make the most of a forward's time, for all requests in it. Tokens that match are as good as
-        drafted ones that came: one more refusal between them and the next is what is known of it."""
+        drafted ones that came, and whether the next does is as open as if half of one more had (Jeffreys 1946)."""
         most = max(0, most)
         if self._costs is None:
             return most
-        others, right = self._load.rows, (self._came + match) / (self._seen + match + 1)
+        others, right = self._load.rows, (self._came + match + 0.5) / (self._seen + match + 1)
         plain = self._costs.seconds(1 + others, context)
         theirs = self._load.rate * plain
         best, size, tokens, chance = (1 + theirs) / plain, 0, 1.0, 1.0

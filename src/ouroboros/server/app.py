@@ -1,12 +1,11 @@
-"""The routes. What they answer is made in completing.py and responses.py; what they pass first is in gate.py."""
+"""The routes. What they answer is made in completing.py and responses.py, of
+what asked.py and items.py make of it; what they pass first is in gate.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import mimetypes
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path as File
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Path, Request, Security
@@ -19,34 +18,30 @@ from starlette.types import ASGIApp
 
 from ouroboros._version import __version__
 from ouroboros.errors import OuroborosError
-from ouroboros.server.completing import Answer, Asked, ask_chat, ask_completion
+from ouroboros.server.asked import Asked, ask_chat, ask_completion
+from ouroboros.server.completing import Answer
 from ouroboros.server.errors import APIError, of_library, of_validation
 from ouroboros.server.gate import Gate
+from ouroboros.server.items import ask_response
 from ouroboros.server.messages import prompt_of
+from ouroboros.server.pages import serve_page
 from ouroboros.server.responses import Response as Answered
-from ouroboros.server.responses import ask_response
 from ouroboros.server.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     ErrorBody,
-    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
+from ouroboros.server.schema_responses import ResponsesRequest
 from ouroboros.server.service import Run, Service
 from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAnswer, attended
 
 __all__ = ["create_app"]
 
-WEB = File(__file__).parent / "web"
 REFUSALS = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'"
-)
-PAGE = {"content-security-policy": f"{POLICY}; frame-ancestors 'none'", "referrer-policy": "no-referrer"}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -75,7 +70,7 @@ def create_app(service: Service) -> ASGIApp:
     _tell(api, service)
     app.include_router(api)
     _health(app, service)
-    pages = _pages(app)
+    pages = serve_page(app)
     gate: ASGIApp = Gate(app, service.settings, {"/health", *pages}, lambda: service.stopping, service.metrics.refused)
     origins = list(service.settings.cors_origins)
     if origins:
@@ -239,29 +234,3 @@ def _tokens(api: APIRouter, service: Service) -> None:
         if wrong is not None:
             raise APIError(400, f"there is no token {wrong}", "tokens")
         return JSONAnswer({"prompt": await service.call(lambda: words.decode(ids))})
-
-
-def _pages(app: FastAPI) -> list[str]:
-    """Serves the page and its files, those that were there when the server began. Returns their paths."""
-    files = {f"/{file.relative_to(WEB).as_posix()}": file for file in sorted(WEB.rglob("*")) if file.is_file()}
-    if "/index.html" in files:
-        files["/"] = files["/index.html"]
-
-    def serve(path: str, file: File) -> None:
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        data = file.read_bytes()
-
-        async def page() -> Response:
-            return Response(data, media_type=kind, headers=PAGE)
-
-        app.get(path, include_in_schema=False)(page)
-
-    for path, file in files.items():
-        serve(path, file)
-    if "/" not in files:
-
-        @app.get("/", include_in_schema=False)
-        async def plain() -> Response:
-            return PlainTextResponse("Ouroboros is running: POST /v1/chat/completions, GET /v1/models, GET /health\n")
-
-    return [*files, "/"]

@@ -18,7 +18,6 @@ __all__ = [
     "DetokenizeRequest",
     "ErrorBody",
     "Message",
-    "ResponsesRequest",
     "Sampling",
     "TokenizeRequest",
     "Tool",
@@ -75,11 +74,16 @@ class Message(Loose):
     tool_call_id: str | None = None
 
 
-class Function(Strict):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
+class Described(BaseModel):
+    """What every API says of a function beside its name."""
+
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class Function(Described, Strict):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
 
 
 class Tool(Strict):
@@ -121,13 +125,23 @@ class StreamOptions(Strict):
 class Sampling(Strict):
     """What all three ways to ask share. ``IGNORED``: of OpenAI's fields, those that mean nothing here."""
 
-    IGNORED: ClassVar[tuple[str, ...]] = ()
+    IGNORED: ClassVar[tuple[str, ...]] = (
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        "prompt_cache_retention",
+    )
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
     user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     # This server's own.
     seed: Annotated[int, Field(ge=-INT, lt=INT)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -151,25 +165,15 @@ class Completing(Sampling):
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stop: str | list[str] | None = None
-    stream_options: StreamOptions | None = None
     logit_bias: Annotated[dict[str, Bias], Field(json_schema_extra={"propertyNames": TOKEN_NAME})] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     prediction: Prediction | None = None
     response_format: ResponseFormat | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-
-
-_NOTHING = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
 class ChatRequest(Completing):
-    IGNORED: ClassVar[tuple[str, ...]] = (*_NOTHING, "prompt_cache_retention", "reasoning_effort", "verbosity")
+    IGNORED: ClassVar[tuple[str, ...]] = (*Sampling.IGNORED, "reasoning_effort", "verbosity")
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -185,76 +189,11 @@ class ChatRequest(Completing):
 
 
 class CompletionRequest(Completing):
-    IGNORED: ClassVar[tuple[str, ...]] = _NOTHING
-
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
     suffix: str | None = None
-
-
-class TextFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class TextSettings(Strict):
-    format: TextFormat | None = None
-    verbosity: str | None = None
-
-
-class ResponsesTool(Loose):
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponsesNamed(Strict):
-    type: Literal["function"]
-    name: str
-
-
-class Item(Loose):
-    """Of a conversation: a message, a call, or what a call gave."""
-
-    type: str | None = None
-
-
-class ResponsesRequest(Sampling):
-    IGNORED: ClassVar[tuple[str, ...]] = (
-        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "reasoning", "include", "stream_options", "max_tool_calls"),
-    )
-
-    input: str | list[Item]
-    instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    text: TextSettings | None = None
-    tools: list[ResponsesTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponsesNamed | None = None
-    parallel_tool_calls: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    previous_response_id: str | None = None
-    conversation: str | dict[str, Any] | None = None
-    prompt: dict[str, Any] | None = None
-    background: bool | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    include: list[str] | None = None
-    reasoning: dict[str, Any] | None = None
-    max_tool_calls: int | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    stream_options: StreamOptions | None = None
 
 
 class ErrorDetail(BaseModel):

@@ -23,7 +23,7 @@ from ouroboros.server.errors import APIError, of_library
 from ouroboros.server.metrics import Metrics
 from ouroboros.server.settings import Settings
 from ouroboros.server.tenants import Tenants
-from ouroboros.server.tools import format_of
+from ouroboros.server.tool_formats import format_of
 from ouroboros.serving.engine import Engine
 from ouroboros.serving.ticket import Ticket
 from ouroboros.text import Tokenizer
@@ -108,7 +108,7 @@ class Service:
 
     @property
     def tool_format(self) -> str:
-        """How this model writes calls (see tools.py)."""
+        """How this model writes calls (see tool_formats.py)."""
         template = None if self.words is None else getattr(self.words.hf, "chat_template", None)
         return self.settings.tool_format or format_of(None if template is None else str(template))
 

@@ -26,7 +26,7 @@ class Settings:
         max_body: bytes. max_messages, max_samples (``n``), max_tokens (None: the model's context), max_schema
             (characters of a schema, of all tools), max_stops, max_prompts (of one completion): of a request.
         max_tenants: memories that are held in RAM. save_every: seconds between two snapshots of what has changed.
-        tool_format: see tools.py; None: what the chat template looks like. log_prompts: the log holds prompts.
+        tool_format: see tool_formats.py; None: what the chat template looks like. log_prompts: the log holds prompts.
 
     Raises:
         InputError: a value that is out of range.
