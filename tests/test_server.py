@@ -12,8 +12,10 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 import ouroboros
+from ouroboros.server import schema_answers as answers
 from ouroboros.server.running import Server
 from tests.servers import client_of, serving
 
@@ -397,6 +399,38 @@ def test_more_refusals(server: Server) -> None:
     ignored = post(server, "/v1/completions", {"prompt": "x", "max_tokens": 1, "store": True, "user": "me"})
     assert ignored.headers["x-ouroboros-ignored"] == "user, store"
     assert "access-control-allow-origin" not in ignored.headers
+
+
+ASKED: dict[str, Any] = {"max_tokens": 6, "logprobs": 2, "return_sources": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v1/models", answers.Models, None),
+        (f"/v1/models/{MODEL}", answers.Model, None),
+        ("/health", answers.Health, None),
+        ("/tokenize", answers.Tokens, {"prompt": PROMPT}),
+        ("/detokenize", answers.Text, {"tokens": [5, 6]}),
+        ("/v1/completions", answers.Completion, {"prompt": [PROMPT, PROMPT], "n": 2, **ASKED}),
+        ("/v1/chat/completions", answers.Chat, {"messages": MESSAGES, **ASKED, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/chat/completions", answers.Chat, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}),
+        ("/v1/responses", answers.Responded, {"input": "x", "max_output_tokens": 6, "top_logprobs": 2}),
+        (
+            "/v1/responses",
+            answers.Responded,
+            {"input": "x", "tools": [{"type": "function", **TOOLS[0]["function"]}], "tool_choice": "required"},
+        ),
+    ],
+)
+def test_answers_are_as_the_schema_says(server: Server, path: str, kind: type[BaseModel], body: Any) -> None:
+    answer = httpx.get(server.address + path) if body is None else post(server, path, body)
+    assert answer.status_code == 200, answer.text
+    kind.model_validate_json(answer.text)
+    told = httpx.get(server.address + "/openapi.json").json()
+    told = told["paths"]["/v1/models/{name}" if path.startswith("/v1/models/") else path]
+    content = told["get" if body is None else "post"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"]["$ref"].endswith(f"/{kind.__name__}")
 
 
 def test_tokens(server: Server, decoder: ouroboros.Decoder) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Path, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ouroboros._version import __version__
@@ -34,6 +35,7 @@ from ouroboros.server.schema import (
     Sampling,
     TokenizeRequest,
 )
+from ouroboros.server.schema_answers import Chat, Completion, Health, Model, Models, Responded, Text, Tokens
 from ouroboros.server.schema_responses import ResponsesRequest
 from ouroboros.server.service import Run, Service
 from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAnswer, attended
@@ -41,7 +43,8 @@ from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAn
 __all__ = ["create_app"]
 
 REFUSALS = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
-STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+NESTED = 100  # levels of a body
+EVENTS: dict[str, Any] = {"text/event-stream": {}}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -127,18 +130,33 @@ def _headers(asked: Sampling) -> dict[str, str]:
     return {"x-ouroboros-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
 
 
-def _json_only(http: Request) -> None:
-    """A page elsewhere may send other kinds of content without asking this server first.
+async def _checked(http: Request) -> None:
+    """What holds for every body. A page elsewhere may send other kinds of content without asking this server first;
+    what is nested deeply costs a stack wherever it is walked through.
 
     Raises:
-        APIError: another content type than JSON's.
+        APIError: another content type than JSON's, or too many levels.
     """
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise APIError(400, f"the content type must be application/json, not {kind!r:.60}", "content-type")
+    layer, levels = [await http.json()], 0
+    while layer := [inner for one in layer if isinstance(one, dict | list) for inner in _members(one)]:
+        levels += 1
+        if levels > NESTED:
+            raise APIError(400, f"the body is nested more than {NESTED} deep")
 
 
-JSON_ONLY = [Depends(_json_only)]
+def _members(one: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return one.values() if isinstance(one, dict) else one
+
+
+CHECKED = [Depends(_checked)]
+
+
+def _said(kind: type[BaseModel], others: Mapping[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    """For the schema: what an answer holds, and the other content types that it may have."""
+    return {200: {"model": kind, "content": dict(others or {})}}
 
 
 def _answer(api: APIRouter, service: Service) -> None:
@@ -162,15 +180,15 @@ def _answer(api: APIRouter, service: Service) -> None:
         if service.settings.log_prompts and service.words is not None:
             http.scope["ouroboros.log"]["prompts"] = [service.words.decode(ids) for ids in prompts]
 
-    @api.post("/v1/chat/completions", responses=STREAMS, dependencies=JSON_ONLY)
+    @api.post("/v1/chat/completions", responses=_said(Chat, EVENTS), dependencies=CHECKED)
     async def chat(http: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
         return await respond(http, asked, ask_chat, Answer)
 
-    @api.post("/v1/completions", responses=STREAMS, dependencies=JSON_ONLY)
+    @api.post("/v1/completions", responses=_said(Completion, EVENTS), dependencies=CHECKED)
     async def completions(http: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
         return await respond(http, asked, ask_completion, Answer)
 
-    @api.post("/v1/responses", responses=STREAMS, dependencies=JSON_ONLY)
+    @api.post("/v1/responses", responses=_said(Responded, EVENTS), dependencies=CHECKED)
     async def responses(http: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
         return await respond(http, asked, ask_response, Answered)
 
@@ -178,23 +196,23 @@ def _answer(api: APIRouter, service: Service) -> None:
 def _tell(api: APIRouter, service: Service) -> None:
     """What the server serves, and how it goes."""
 
-    @api.get("/metrics", response_class=PlainTextResponse)
+    @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         text = service.metrics.text(service.engine.load, service.tenants.phrases())
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    @api.get("/v1/models")
+    @api.get("/v1/models", responses=_said(Models))
     async def models() -> Response:
         return JSONAnswer({"object": "list", "data": [_model(service)]})
 
-    @api.get("/v1/models/{name:path}")
+    @api.get("/v1/models/{name:path}", responses=_said(Model))
     async def model(name: str = Path(examples=[service.settings.model_name])) -> Response:
         service.check_model(name)
         return JSONAnswer(_model(service))
 
 
 def _health(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=_said(Health))
     async def health() -> Response:
         if service.stopping:
             return JSONAnswer({"status": "stopping"}, 503)
@@ -208,7 +226,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 def _tokens(api: APIRouter, service: Service) -> None:
-    @api.post("/tokenize", dependencies=JSON_ONLY)
+    @api.post("/tokenize", responses=_said(Tokens), dependencies=CHECKED)
     async def tokenize(asked: Annotated[TokenizeRequest, Body()]) -> Response:
         service.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
@@ -223,7 +241,7 @@ def _tokens(api: APIRouter, service: Service) -> None:
                 del ids[0]
         return JSONAnswer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
 
-    @api.post("/detokenize", dependencies=JSON_ONLY)
+    @api.post("/detokenize", responses=_said(Text), dependencies=CHECKED)
     async def detokenize(asked: Annotated[DetokenizeRequest, Body()]) -> Response:
         service.check_model(asked.model)
         words = service.words

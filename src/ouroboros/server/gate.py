@@ -119,7 +119,11 @@ class Gate:
                 raise APIError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         elif self._settings.local and not self._settings.cors_origins:
             # A page elsewhere may have its own name lead here; it is then asked for under that name.
-            host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname
+            given = headers.get("host", "localhost")
+            try:
+                host = urlsplit(f"//{given}").hostname
+            except ValueError:
+                raise APIError(400, f"the host {given!r:.100} is no host", "host") from None
             if host not in _NAMES:
                 raise APIError(403, f"the host {host!r:.100} is not this machine's: give the server an API key", "host")
         scope["ouroboros.tenant"] = tenant
