@@ -41,6 +41,7 @@ class FakeServer:
         cut: end the next answer after so many steps, without a word.
         sources: whether they are named. refused: drafts in place of each step's last token.
         failure: an error inside the stream, in place of its end.
+        goes_on: while it is not set no answer goes on after its first step.
         bodies, keys: of the chats that came. gone: is set when a client left an answer before its end.
     """
 
@@ -56,6 +57,8 @@ class FakeServer:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.gone = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -121,6 +124,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             try:
                 self._chunk({"role": "assistant", "content": ""})
                 for number, step in enumerate(steps, 1):
+                    while number > 1 and not fake.ending and not fake.goes_on.wait(0.02):
+                        pass
                     if fake.ending or (cut is not None and number > cut):
                         return
                     time.sleep(pause)

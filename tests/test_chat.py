@@ -19,6 +19,7 @@ import ouroboros
 from ouroboros import Decoder, cli
 from ouroboros.commands.options import Place
 from ouroboros.stats import Stats
+from tests.children import answering
 from tests.pairs import EMBEDDED
 
 
@@ -123,21 +124,9 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, decoder: Decoder) -> None:
 
 def test_ctrl_c_stops_an_answer_and_no_more(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
-    code = "import sys; from ouroboros.cli import main; sys.exit(main())"
-    args = ["chat", "--target", str(EMBEDDED / "target"), "--draft", str(EMBEDDED / "draft"), "--pool", str(pool)]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *args, "--threads", "1", "--ignore-eos", "--max-new-tokens", "1500"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"def add(a, b):\n")
-        process.stdin.flush()
-        assert process.stdout.read(20)
+    args = ["--target", str(EMBEDDED / "target"), "--draft", str(EMBEDDED / "draft"), "--pool", str(pool)]
+    args += ["--threads", "1", "--ignore-eos", "--max-new-tokens", "1500"]
+    with answering("def add(a, b):", *args) as (process, _):
         process.send_signal(signal.SIGINT)
         out, err = b"", b""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -173,20 +162,9 @@ def test_arguments_of_the_template(
 @pytest.mark.parametrize("when", ["answering", "waiting"])
 def test_a_signal_to_end_saves_the_pool(tmp_path: Path, number: signal.Signals, when: str) -> None:
     pool = tmp_path / "pool"
-    code = "import sys; from ouroboros.cli import main; sys.exit(main())"
-    args = ["chat", "--method", "suffix_decoding", "--pool", str(pool), "--threads", "1", "--ignore-eos"]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *args, "--max-new-tokens", "1500" if when == "answering" else "20"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"def add(a, b):\n")
-        process.stdin.flush()
-        assert process.stdout.read(20)
+    args = ["--method", "suffix_decoding", "--pool", str(pool), "--threads", "1", "--ignore-eos"]
+    args += ["--max-new-tokens", "1500" if when == "answering" else "20"]
+    with answering("def add(a, b):", *args) as (process, _):
         if when == "waiting":
             time.sleep(3)
         process.send_signal(number)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.server
 import io
-import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from ouroboros import cli
 from ouroboros.commands.remote import Server, request_fields
 from ouroboros.config import SamplingParams
 from ouroboros.errors import InputError
+from tests.children import answering
 from tests.fake_server import TEXT, FakeServer
 
 
@@ -238,20 +237,7 @@ def test_another_kind_of_server(reply: str) -> None:
 
 def test_ctrl_c_stops_an_answer_and_the_server(server: FakeServer) -> None:
     server.steps, server.pause = [(("word ", "draft"),)] * 2000, 0.01
-    code = "import sys; from ouroboros.cli import main; sys.exit(main())"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, "chat", "--url", server.url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"one\n")
-        process.stdin.flush()
-        head = process.stdout.read(20)
+    with answering("one", "--url", server.url) as (process, head):
         process.send_signal(signal.SIGINT)
         assert server.gone.wait(10)
         server.steps, server.pause = [(("end", "bonus"),)], 0.0

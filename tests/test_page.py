@@ -68,11 +68,13 @@ def answered(page: Any) -> None:
 
 
 def test_streams_coloured_by_source(page: Any, server: FakeServer) -> None:
-    server.pause = 0.4
+    server.pause = 0.02
+    server.goes_on.clear()
     send(page, "Write add.")
     expect(page.locator(".token.draft").first).to_be_visible()
     assert page.locator(".token.phrase").count() == 0  # the second step is still to come
     assert page.get_by_role("button", name="Stop").is_visible()
+    server.goes_on.set()
     answered(page)
     tokens = [(text, source) for step in STEPS for text, source in step]
     shown = page.locator(".token").evaluate_all("all => all.map(one => [one.textContent, one.classList[1]])")
@@ -178,6 +180,21 @@ def test_both_ways_on_one_prompt(page: Any, server: FakeServer) -> None:
     assert 2 < ratio(page) < 4.5  # 6 tokens in 2 steps to 8 in 8: 3 times, less what the machine is busy
 
 
+def test_an_answer_of_one_step_is_compared_too(page: Any, server: FakeServer) -> None:
+    server.steps = [(("yes", "draft"), (".", "bonus"))]
+    page.get_by_text("Both", exact=True).click()
+    send(page, "Short?")
+    expect(page.locator(".verdict")).to_have_text(
+        "Too short to be timed: 2 tokens in 1 step with Ouroboros, 2 tokens in 2 steps without. "
+        "Both wrote the same text."
+    )
+    server.steps = [(("no", "bonus"),)]
+    send(page, "Shorter?")
+    expect(page.locator(".verdict").nth(1)).to_contain_text(
+        "1 token in 1 step with Ouroboros, 1 token in 1 step without."
+    )
+
+
 def test_the_other_way_afterwards(page: Any, server: FakeServer) -> None:
     server.pause = server.plain_pause = 0.06
     page.get_by_role("radio", name="Plain").focus()
@@ -197,7 +214,7 @@ def test_the_other_way_afterwards(page: Any, server: FakeServer) -> None:
 def test_survives_a_restart(page: Any, server: FakeServer) -> None:
     with FakeServer() as first:
         page.goto(first.url)
-        first.pause = 0.3
+        first.goes_on.clear()
         send(page, "x")
         expect(page.locator(".token").first).to_be_visible()
     port = first.port

@@ -12,8 +12,10 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 import ouroboros
+from ouroboros.server import schema_answers as answers
 from ouroboros.server.running import Server
 from tests.servers import client_of, serving
 
@@ -399,6 +401,38 @@ def test_more_refusals(server: Server) -> None:
     assert "access-control-allow-origin" not in ignored.headers
 
 
+ASKED: dict[str, Any] = {"max_tokens": 6, "logprobs": 2, "return_sources": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v1/models", answers.Models, None),
+        (f"/v1/models/{MODEL}", answers.Model, None),
+        ("/health", answers.Health, None),
+        ("/tokenize", answers.Tokens, {"prompt": PROMPT}),
+        ("/detokenize", answers.Text, {"tokens": [5, 6]}),
+        ("/v1/completions", answers.Completion, {"prompt": [PROMPT, PROMPT], "n": 2, **ASKED}),
+        ("/v1/chat/completions", answers.Chat, {"messages": MESSAGES, **ASKED, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/chat/completions", answers.Chat, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}),
+        ("/v1/responses", answers.Responded, {"input": "x", "max_output_tokens": 6, "top_logprobs": 2}),
+        (
+            "/v1/responses",
+            answers.Responded,
+            {"input": "x", "tools": [{"type": "function", **TOOLS[0]["function"]}], "tool_choice": "required"},
+        ),
+    ],
+)
+def test_answers_are_as_the_schema_says(server: Server, path: str, kind: type[BaseModel], body: Any) -> None:
+    answer = httpx.get(server.address + path) if body is None else post(server, path, body)
+    assert answer.status_code == 200, answer.text
+    kind.model_validate_json(answer.text)
+    told = httpx.get(server.address + "/openapi.json").json()
+    told = told["paths"]["/v1/models/{name}" if path.startswith("/v1/models/") else path]
+    content = told["get" if body is None else "post"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"]["$ref"].endswith(f"/{kind.__name__}")
+
+
 def test_tokens(server: Server, decoder: ouroboros.Decoder) -> None:
     found = post(server, "/tokenize", {"prompt": PROMPT}).json()
     assert found["tokens"] == decoder.tokenizer.encode(PROMPT)  # type: ignore[union-attr]
@@ -430,10 +464,14 @@ def until(test: Any, seconds: float = 10.0) -> None:
 
 
 def test_metrics(server: Server, client: openai.OpenAI) -> None:
+    for path, status in (("/v1/nothing", 404), ("/v1/completions", 400)):
+        assert post(server, path, {}).status_code == status
     client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=9, temperature=0, extra_body=GO_ON)
     text = httpx.get(server.address + "/metrics").text
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert values["ouroboros:num_requests_running"] == 0
+    assert values['ouroboros:request_refused_total{status="404"}'] > 0
+    assert values['ouroboros:request_refused_total{status="400"}'] > 0
     assert values["ouroboros:spec_decode_num_drafts_total"] > 0
     assert values["ouroboros:spec_decode_num_accepted_tokens_total"] == sum(
         value
@@ -444,3 +482,13 @@ def test_metrics(server: Server, client: openai.OpenAI) -> None:
     assert values["ouroboros:time_to_first_token_seconds_count"] > 0
     assert values['ouroboros:request_success_total{finished_reason="length"}'] > 0
     assert any(name.startswith("ouroboros:memory_phrases{") for name in values)
+
+
+def test_nobody_is_let_in_at_the_end(decoder: ouroboros.Decoder) -> None:
+    with serving(decoder) as server:
+        server._service.stopping = True
+        refused = post(server, "/v1/completions", {"prompt": PROMPT})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+        assert refused.headers["retry-after"] == "5"
+        health = httpx.get(server.address + "/health")
+        assert (health.status_code, health.json()) == (503, {"status": "stopping"})

@@ -8,40 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ouroboros
 from ouroboros import PoolFileError
-from ouroboros.phrases.harvest import TextHarvest
+from ouroboros.drafting.base import Drafter
+from ouroboros.drafting.factory import build_drafter
+from ouroboros.flow import Flow
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.storage import load_pool, save_pool
 from ouroboros.server.tenants import Tenants, file_of
-from ouroboros.tree import Origin
+from ouroboros.tree import Origin, TokenTree
+from tests.memories import knows, learn, tokens_of
 from tests.servers import client_of, serving
 
 SECRET = [101, 102, 103, 104, 105, 106, 107, 108]
 SHARED = [201, 202, 203, 204, 205]
 NOTHING = contextlib.nullcontext()
-
-
-def learn(memory: Memory, tokens: list[int]) -> None:
-    TextHarvest(memory.phrases, len(tokens)).learn(tokens)
-    text = memory.outputs.start()
-    text.add(tokens)
-    text.stop()
-    memory.predictions.learn(tokens[0], tokens[1], tokens[2:4], [-0.1, -3.0])
-
-
-def knows(memory: Memory, tokens: list[int]) -> list[bool]:
-    found = memory.phrases.lookup(tokens[:1], 3, 4).phrases
-    speculation = memory.outputs.speculate(tokens[:1], 4, 4, 4, 0.0, 4, Origin.VERIFIED)
-    return [
-        any(phrase.tokens[0] == tokens[1] for phrase in found),
-        speculation is not None,
-        memory.predictions.look_up(tokens[0], tokens[1]) is not None,
-    ]
 
 
 def tenants(
@@ -113,33 +100,38 @@ def test_a_damaged_file_is_a_memory_that_begins_anew(tmp_path: Path) -> None:
 WRITER = """
 import contextlib, sys
 from ouroboros.server.tenants import Tenants
-from tests.test_tenants import learn
+from ouroboros.tree import Origin, TokenTree
+from tests.memories import learn
 found = Tenants(None, contextlib.nullcontext(), sys.argv[1], "words", 1000000, 8)
-print("ready", flush=True)
 for i in range(10**6):
     for name in ("a/", "b/"):
-        learn(found.memory(name), [i % 900000 + (name == "b/") * 10**5 + j for j in range(40)])
+        first = int(sys.argv[2]) + 40 * i + (name == "b/") * 500000
+        learn(found.memory(name), list(range(first, first + 40)))
         found.touch(name)
-    found.save()
+    assert found.save() == 2
+    print(i, flush=True)
 """
 
 
-@pytest.mark.slow
-def test_files_can_be_read_whenever_the_server_is_killed(tmp_path: Path) -> None:
-    for round in range(50):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        time.sleep(0.02 + 0.007 * (round % 11))
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
+@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_files_can_be_read_whenever_the_server_is_killed(tmp_path: Path, rounds: int) -> None:
+    """Whatever a finished snapshot held is there, and nothing of another tenant's."""
+    written: list[int] = []
+    for round in range(rounds):
+        begin = 9000 * round
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(begin)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            snapshots = [writer.stdout.readline()]
+            time.sleep(0.0031 * (round % 11))
+            os.kill(writer.pid, signal.SIGKILL)
+            snapshots += writer.stdout.readlines()
+        written += [begin + 40 * int(line) for line in snapshots if line.endswith(b"\n")]
         for name in ("a/", "b/"):
-            for file in tmp_path.rglob(file_of(name)):
-                memory = load_pool(file, "words", 1000000)
-                tokens = {t for key, phrase in memory.phrases.items() for t in (*key, *phrase.tokens)}
-                assert tokens
-                assert all((t >= 10**5) == (name == "b/") for t in tokens)
+            (file,) = tmp_path.rglob(file_of(name))
+            tokens = tokens_of(load_pool(file, "words", 1000000))
+            assert all((token >= 500000) == (name == "b/") for token in tokens)
+            assert all(first + (name == "b/") * 500000 in tokens for first in written)
     found = tenants(directory=tmp_path)
     assert list(tmp_path.rglob("*.part")) == []
     found.close()
@@ -166,6 +158,58 @@ def test_a_key_s_requests_are_drafted_from_their_own_memory_alone() -> None:
         for key in ("three", "on", ""):
             with pytest.raises((openai.AuthenticationError, openai.OpenAIError)):
                 client_of(server, key).models.list()
+
+
+class Spy:
+    """A drafter whose proposals are noted: each path without the draft model's own tokens, which has read the same. So
+    is each request's text."""
+
+    def __init__(self, inner: Drafter, drafted: list[list[int]], texts: list[list[int]]) -> None:
+        self._inner, self._drafted, self._texts = inner, drafted, texts
+        self.start, self.observe = inner.start, inner.observe
+
+    def propose(self, sequence: Sequence[int], room: int) -> Flow[TokenTree]:
+        tree: TokenTree = yield from self._inner.propose(sequence, room)
+        for node in range(1, len(tree)):
+            if all(tree.origins[one] is not Origin.DRAFT for one in tree.path(node)[1:]):
+                self._drafted.append([sequence[-1], *tree.path_tokens(node)])
+        return tree
+
+    def stop(self, sequence: Sequence[int]) -> None:
+        self._texts.append(list(sequence))
+        self._inner.stop(sequence)
+
+
+@pytest.mark.parametrize("method", ["ouroboros", "lookahead", "suffix_decoding"])
+def test_a_tenant_s_secret_is_in_nobody_else_s_drafts(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    drafted, texts = list[list[int]](), list[list[int]]()
+    spied = "ouroboros.decoding.request.build_drafter"
+    monkeypatch.setattr(spied, lambda *given: Spy(build_drafter(*given), drafted, texts))
+    words = "jackdaw quartz 7319 velvet zephyr 4402 mohair lagoon"
+    form = {"type": "json_schema", "json_schema": {"schema": {"const": words}}}
+    settings: Any = {"model": "ouroboros", "temperature": 0.0}
+    with serving(ouroboros.load(method=method, dtype="float32"), api_keys=("one", "two")) as server:
+
+        def ask(key: str, **more: Any) -> str:
+            answer: Any = client_of(server, key).completions.create(**settings, **more)
+            text: str = answer.choices[0].text
+            return text
+
+        told = ask("one", prompt="Say: ", max_tokens=60, extra_body={"response_format": form})
+        assert told.strip() == f'"{words}"'
+        begin = texts[0][: len(texts[0]) // 2]
+        secret = texts[0][len(begin) - 1 :]
+
+        def drafts(key: str, **more: Any) -> bool:
+            """Whether the secret is drafted where it has begun: two further tokens of it in a row."""
+            drafted.clear()
+            ask(key, prompt=begin, max_tokens=8, extra_body=more)
+            runs = {tuple(secret[i : i + 3]) for i in range(len(secret) - 2)}
+            return any(tuple(path[i : i + 3]) in runs for path in drafted for i in range(len(path) - 2))
+
+        for key, more in (("two", {}), ("one", {"memory": "other"}), ("one", {"memory": False})):
+            assert not drafts(key, **more), (key, more)
+        assert drafts("one")
 
 
 def test_pools_are_made_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from ouroboros.server.tools import Arguments, Begin, CallParser, Content, format_of
+from ouroboros.server.tool_formats import format_of
+from ouroboros.server.tools import Arguments, Begin, CallParser, Content
 
 HERMES = (
     'Sure.\n<tool_call>\n{"name": "f", "arguments": {"a": "x}\\"", "b": [1, {"c": 2}]}}\n</tool_call>\n'

@@ -82,6 +82,11 @@ class Screen:
         with self._err.status(Text(f"{text} …")) as spinner:
             yield lambda text: spinner.update(Text(f"{text} …"))
 
+    def stage(self, text: str) -> None:
+        """What a program that goes on for long has come to: a line for a log, where no terminal shows a spinner."""
+        if not self.err_terminal:
+            self.warn(text)
+
     def restore_cursor(self) -> None:
         """For a process that ends with a spinner on: wipe it and show the cursor, past all buffers and locks."""
         if self.err_terminal and not self._err.is_dumb_terminal:

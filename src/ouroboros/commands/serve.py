@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -82,7 +83,7 @@ def serve(
         if importlib.util.find_spec(name) is None:
             raise InputError(f"serve needs {name}: pip install 'ouroboros-decoding[server]'")
     from ouroboros.server.settings import Settings
-    from ouroboros.server.tools import FORMATS
+    from ouroboros.server.tool_formats import FORMATS
 
     if tool_format is not None and tool_format not in FORMATS:
         raise InputError(f"--tool-format must be one of {', '.join(FORMATS)}, not {tool_format!r}")
@@ -105,8 +106,11 @@ def serve(
         log_prompts=log_prompts,
     )
     screen = Screen()
+    began = time.monotonic()
+    screen.stage(f"loading {_pair(target, draft)}")
     with tools.interrupts.at_once(screen.restore_cursor), loading_status(screen, target, draft):
         decoder = tools.load(target, draft, method, options, place, pool, pool is not None)
+    screen.stage(f"loaded in {time.monotonic() - began:.1f} s")
     _log(log)
     _run(decoder, settings, screen, tools)
 
@@ -132,6 +136,11 @@ def _run(decoder: Decoder, settings: Settings, screen: Screen, tools: Tools) -> 
         raise InputError(f"cannot listen on {settings.host} port {settings.port}: it is in use, or not allowed")
     if server.signal == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _pair(target: str | None, draft: str | None) -> str:
+    models = "the embedded pair" if target is None else target
+    return models if draft is None else f"{models} and {draft}"
 
 
 def _name(target: str | None) -> str:

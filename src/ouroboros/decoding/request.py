@@ -62,7 +62,8 @@ def start(
     options = request.options or options
     drafter = build_drafter(options, prompt, sampler, request.memory, stop_ids, target.model, draft, control, load)
     if request.prediction:
-        drafter = PredictedDrafter(drafter, request.prediction, len(prompt) - request.written, load)
+        costs = None if control is None else control.costs(target.model)
+        drafter = PredictedDrafter(drafter, request.prediction, len(prompt) - request.written, load, costs)
     if request.forced is not None:
         drafter = ForcedDrafter(drafter, request.forced)
     new = sampler.params.max_new_tokens - request.written

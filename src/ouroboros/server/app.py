@@ -1,51 +1,50 @@
-"""The routes. What they answer is made in completing.py and responses.py; what they pass first is in gate.py."""
+"""The routes. What they answer is made in completing.py and responses.py, of
+what asked.py and items.py make of it; what they pass first is in gate.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import mimetypes
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Body, FastAPI, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Path, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ouroboros._version import __version__
 from ouroboros.errors import OuroborosError
-from ouroboros.server.completing import Answer, Asked, ask_chat, ask_completion
+from ouroboros.server.asked import Asked, ask_chat, ask_completion
+from ouroboros.server.completing import Answer
 from ouroboros.server.errors import APIError, of_library, of_validation
 from ouroboros.server.gate import Gate
+from ouroboros.server.items import ask_response
 from ouroboros.server.messages import prompt_of
+from ouroboros.server.pages import serve_page
 from ouroboros.server.responses import Response as Answered
-from ouroboros.server.responses import ask_response
 from ouroboros.server.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     ErrorBody,
-    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
+from ouroboros.server.schema_answers import Chat, Completion, Health, Model, Models, Responded, Text, Tokens
+from ouroboros.server.schema_responses import ResponsesRequest
 from ouroboros.server.service import Run, Service
 from ouroboros.server.stream import CLOSED, ClientGoneError, EventStream, JSONAnswer, attended
 
 __all__ = ["create_app"]
 
-WEB = Path(__file__).parent / "web"
 REFUSALS = (400, 401, 403, 404, 405, 408, 413, 429, 500, 503)
-STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'"
-)
-PAGE = {"content-security-policy": f"{POLICY}; frame-ancestors 'none'", "referrer-policy": "no-referrer"}
+NESTED = 100  # levels of a body
+EVENTS: dict[str, Any] = {"text/event-stream": {}}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -66,11 +65,16 @@ def create_app(service: Service) -> ASGIApp:
         lifespan=lifespan,
         responses={status: {"model": ErrorBody} for status in REFUSALS},
     )
+    keys = [Security(HTTPBearer(auto_error=False))] if service.settings.api_keys else []  # gate.py asks for them
+    api = APIRouter(dependencies=keys)
     _handle_errors(app)
-    _answer(app, service)
-    _tokens(app, service)
-    pages = _pages(app)
-    gate: ASGIApp = Gate(app, service.settings, {"/health", *pages}, lambda: service.stopping)
+    _answer(api, service)
+    _tokens(api, service)
+    _tell(api, service)
+    app.include_router(api)
+    _health(app, service)
+    pages = serve_page(app)
+    gate: ASGIApp = Gate(app, service.settings, {"/health", *pages}, lambda: service.stopping, service.metrics.refused)
     origins = list(service.settings.cors_origins)
     if origins:
         gate = CORSMiddleware(gate, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -126,7 +130,36 @@ def _headers(asked: Sampling) -> dict[str, str]:
     return {"x-ouroboros-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
 
 
-def _answer(app: FastAPI, service: Service) -> None:
+async def _checked(http: Request) -> None:
+    """What holds for every body. A page elsewhere may send other kinds of content without asking this server first;
+    what is nested deeply costs a stack wherever it is walked through.
+
+    Raises:
+        APIError: another content type than JSON's, or too many levels.
+    """
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise APIError(400, f"the content type must be application/json, not {kind!r:.60}", "content-type")
+    layer, levels = [await http.json()], 0
+    while layer := [inner for one in layer if isinstance(one, dict | list) for inner in _members(one)]:
+        levels += 1
+        if levels > NESTED:
+            raise APIError(400, f"the body is nested more than {NESTED} deep")
+
+
+def _members(one: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return one.values() if isinstance(one, dict) else one
+
+
+CHECKED = [Depends(_checked)]
+
+
+def _said(kind: type[BaseModel], others: Mapping[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    """For the schema: what an answer holds, and the other content types that it may have."""
+    return {200: {"model": kind, "content": dict(others or {})}}
+
+
+def _answer(api: APIRouter, service: Service) -> None:
     async def respond(
         http: Request, asked: R, ask: Callable[[R, Service], Awaitable[Asked]], kind: Callable[..., Answering]
     ) -> Response:
@@ -147,33 +180,39 @@ def _answer(app: FastAPI, service: Service) -> None:
         if service.settings.log_prompts and service.words is not None:
             http.scope["ouroboros.log"]["prompts"] = [service.words.decode(ids) for ids in prompts]
 
-    @app.post("/v1/chat/completions", responses=STREAMS)
+    @api.post("/v1/chat/completions", responses=_said(Chat, EVENTS), dependencies=CHECKED)
     async def chat(http: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
         return await respond(http, asked, ask_chat, Answer)
 
-    @app.post("/v1/completions", responses=STREAMS)
+    @api.post("/v1/completions", responses=_said(Completion, EVENTS), dependencies=CHECKED)
     async def completions(http: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:
         return await respond(http, asked, ask_completion, Answer)
 
-    @app.post("/v1/responses", responses=STREAMS)
+    @api.post("/v1/responses", responses=_said(Responded, EVENTS), dependencies=CHECKED)
     async def responses(http: Request, asked: Annotated[ResponsesRequest, Body()]) -> Response:
         return await respond(http, asked, ask_response, Answered)
 
-    @app.get("/metrics")
+
+def _tell(api: APIRouter, service: Service) -> None:
+    """What the server serves, and how it goes."""
+
+    @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         text = service.metrics.text(service.engine.load, service.tenants.phrases())
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
+    @api.get("/v1/models", responses=_said(Models))
     async def models() -> Response:
         return JSONAnswer({"object": "list", "data": [_model(service)]})
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
+    @api.get("/v1/models/{name:path}", responses=_said(Model))
+    async def model(name: str = Path(examples=[service.settings.model_name])) -> Response:
         service.check_model(name)
         return JSONAnswer(_model(service))
 
-    @app.get("/health")
+
+def _health(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses=_said(Health))
     async def health() -> Response:
         if service.stopping:
             return JSONAnswer({"status": "stopping"}, 503)
@@ -186,8 +225,8 @@ def _model(service: Service) -> dict[str, Any]:
     return {**head, "max_model_len": service.context, "method": decoder.method, "draft": decoder.draft is not None}
 
 
-def _tokens(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize")
+def _tokens(api: APIRouter, service: Service) -> None:
+    @api.post("/tokenize", responses=_said(Tokens), dependencies=CHECKED)
     async def tokenize(asked: Annotated[TokenizeRequest, Body()]) -> Response:
         service.check_model(asked.model)
         if (asked.prompt is None) == (asked.messages is None):
@@ -202,7 +241,7 @@ def _tokens(app: FastAPI, service: Service) -> None:
                 del ids[0]
         return JSONAnswer({"tokens": ids, "count": len(ids), "max_model_len": service.context})
 
-    @app.post("/detokenize")
+    @api.post("/detokenize", responses=_said(Text), dependencies=CHECKED)
     async def detokenize(asked: Annotated[DetokenizeRequest, Body()]) -> Response:
         service.check_model(asked.model)
         words = service.words
@@ -213,29 +252,3 @@ def _tokens(app: FastAPI, service: Service) -> None:
         if wrong is not None:
             raise APIError(400, f"there is no token {wrong}", "tokens")
         return JSONAnswer({"prompt": await service.call(lambda: words.decode(ids))})
-
-
-def _pages(app: FastAPI) -> list[str]:
-    """Serves the page and its files, those that were there when the server began. Returns their paths."""
-    files = {f"/{file.relative_to(WEB).as_posix()}": file for file in sorted(WEB.rglob("*")) if file.is_file()}
-    if "/index.html" in files:
-        files["/"] = files["/index.html"]
-
-    def serve(path: str, file: Path) -> None:
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        data = file.read_bytes()
-
-        async def page() -> Response:
-            return Response(data, media_type=kind, headers=PAGE)
-
-        app.get(path, include_in_schema=False)(page)
-
-    for path, file in files.items():
-        serve(path, file)
-    if "/" not in files:
-
-        @app.get("/", include_in_schema=False)
-        async def plain() -> Response:
-            return PlainTextResponse("Ouroboros is running: POST /v1/chat/completions, GET /v1/models, GET /health\n")
-
-    return [*files, "/"]

@@ -1,142 +1,19 @@
-"""Chats and completions: what is asked for, and the answers' bodies, whole and in chunks."""
+"""The answers to chats and completions: their bodies, whole and in chunks."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ouroboros.config import SamplingParams
-from ouroboros.server.asking import check_size, params_of, stops_of
-from ouroboros.server.errors import APIError
-from ouroboros.server.messages import TRANSCRIPT_STOPS, predicted_text, prompt_of
+from ouroboros.server.asked import Asked
 from ouroboros.server.output import Delta, Output, merged, usage_of
-from ouroboros.server.schema import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, Tool
+from ouroboros.server.schema import ChatRequest, CompletionRequest
 from ouroboros.server.service import Run, Service
 from ouroboros.server.stream import DONE, event
-from ouroboros.server.tools import Arguments, Begin, CallParser, Content, bounded, grammar_of
+from ouroboros.server.tools import Arguments, Begin, CallParser, Content
 
-__all__ = ["Answer", "Asked", "ask_chat", "ask_completion", "choose_tools", "format_grammar"]
-
-DEFAULT_TOKENS = 16  # of a completion that says nothing, as OpenAI has it
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request in tokens. ``functions``: names of those that may be called."""
-
-    prompts: list[list[int]]
-    params: SamplingParams
-    functions: tuple[str, ...] = ()
-
-
-async def ask_chat(request: ChatRequest, service: Service) -> Asked:
-    """
-    Raises:
-        APIError, InputError: what cannot be done.
-    """
-    settings = service.settings
-    if len(request.messages) > settings.max_messages:
-        told = f"there are {len(request.messages)} messages; allowed are {settings.max_messages}"
-        raise APIError(400, told, "messages")
-    if request.top_logprobs is not None and not request.logprobs:
-        raise APIError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
-    tools, grammar = choose_tools(request.tools or [], request.tool_choice, service)
-    if grammar is None:
-        grammar = format_grammar(request.response_format, service)
-    elif request.response_format is not None and request.response_format.type != "text":
-        raise APIError(400, "response_format must be text where a tool must be called", "response_format")
-    prompt = prompt_of(request.messages, [_plain(tool) for tool in tools], request.chat_template_kwargs, service.words)
-    ids = await service.encode(prompt, "messages")
-    stops = stops_of(request.stop, settings)
-    if isinstance(prompt, str):
-        stops += TRANSCRIPT_STOPS
-    wanted = request.max_completion_tokens or request.max_tokens
-    top = (request.top_logprobs or 0) if request.logprobs else None
-    room = service.context - len(ids)
-    expected = predicted_text(request.prediction)
-    params = params_of(request, settings, wanted, room, stops, top, grammar=grammar, prediction=expected)
-    return Asked([ids], params, tuple(tool.function.name for tool in tools))
-
-
-async def ask_completion(request: CompletionRequest, service: Service) -> Asked:
-    """
-    Raises:
-        APIError, InputError: what cannot be done.
-    """
-    for name in ("echo", "suffix"):
-        if getattr(request, name):
-            raise APIError(400, f"{name} is not supported", name, "unsupported_parameter")
-    if request.best_of is not None and request.best_of != (request.n or 1):
-        raise APIError(400, f"best_of must be n, which is {request.n or 1}, not {request.best_of}", "best_of")
-    given: Any = request.prompt
-    prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    if len(prompts) > service.settings.max_prompts:
-        told = f"there are {len(prompts)} prompts; allowed are {service.settings.max_prompts}"
-        raise APIError(400, told, "prompt")
-    encoded = [await service.encode(prompt) for prompt in prompts]
-    stops = stops_of(request.stop, service.settings)
-    grammar = format_grammar(request.response_format, service)
-    params = params_of(
-        request,
-        service.settings,
-        request.max_tokens,
-        DEFAULT_TOKENS,
-        stops,
-        request.logprobs,
-        grammar=grammar,
-        prediction=predicted_text(request.prediction),
-    )
-    return Asked(encoded, params)
-
-
-def _plain(tool: Tool) -> dict[str, Any]:
-    return tool.model_dump(exclude_none=True, exclude={"function": {"strict"}})
-
-
-def choose_tools(
-    tools: Sequence[Tool], choice: str | NamedTool | None, service: Service
-) -> tuple[list[Tool], dict[str, Any] | None]:
-    """The tools that the model is told of, and the grammar of a call where there must be one.
-
-    Raises:
-        APIError: a choice among tools that are not there, or schemas that are too large.
-    """
-    check_size("tools", json.dumps([_plain(tool) for tool in tools]), service.settings)
-    names = [tool.function.name for tool in tools]
-    if len(set(names)) < len(names):
-        raise APIError(400, "two tools have the same name", "tools")
-    if choice is None or choice == "auto":
-        return list(tools), None
-    if choice == "none":
-        return [], None
-    if not tools:
-        raise APIError(400, "tool_choice needs tools", "tool_choice")
-    wanted = [choice.function.name] if isinstance(choice, NamedTool) else names
-    functions = [(tool.function.name, tool.function.parameters) for tool in tools if tool.function.name in wanted]
-    if not functions:
-        raise APIError(400, f"tool_choice names {wanted[0]!r:.70}, which is not among the tools", "tool_choice")
-    marked = service.tool_format == "hermes"
-    return list(tools), grammar_of(list(functions), marked)
-
-
-def format_grammar(form: ResponseFormat | None, service: Service) -> dict[str, Any] | None:
-    """The grammar of a response format; None for text.
-
-    Raises:
-        APIError: there is no schema, or a schema too large.
-    """
-    if form is None or form.type == "text":
-        return None
-    if form.type == "json_object":
-        return {"json_schema": bounded({"type": "object"})}
-    schema = None if form.json_schema is None else form.json_schema.schema_
-    if schema is None:
-        raise APIError(400, "response_format of type json_schema needs a json_schema with a schema", "response_format")
-    check_size("response_format", json.dumps(schema), service.settings)
-    return {"json_schema": bounded(schema)}
+__all__ = ["Answer"]
 
 
 class Answer:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ouroboros.server.errors import APIError
 from ouroboros.server.settings import LOOPBACK, Settings
-from ouroboros.server.stream import JSONAnswer
+from ouroboros.server.stream import CLOSED, JSONAnswer
 
 __all__ = ["Gate", "Keys"]
 
@@ -56,15 +56,21 @@ def _digest(key: str) -> bytes:
 class Gate:
     """
     Args:
-        open_paths: that need no key: health, and the page's own files.
+        open_paths: that need no key: health, and the page's own files. refused: is told the status of each request that
+            was not done, where that is not a defect and the client has not gone.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, open_paths: Collection[str], stopping: Callable[[], bool]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        open_paths: Collection[str],
+        stopping: Callable[[], bool],
+        refused: Callable[[int], None],
     ) -> None:
         self._app, self._settings, self._open = app, settings, frozenset(open_paths)
         self._keys = Keys(settings.api_keys)
-        self._stopping = stopping
+        self._stopping, self._refused = stopping, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,6 +101,8 @@ class Gate:
                 return
             await self._app(scope, receiving, sending)
         finally:
+            if status >= 400 and status not in (CLOSED, 500):
+                self._refused(status)
             seconds = round(time.monotonic() - began, 4)
             told = {"method": scope["method"], "path": scope["path"][:200], "status": status, "seconds": seconds}
             _LOGGER.info("%s", json.dumps({"id": scope["ouroboros.id"], **told, **notes}))
@@ -111,16 +119,16 @@ class Gate:
                 raise APIError(401, told, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         elif self._settings.local and not self._settings.cors_origins:
             # A page elsewhere may have its own name lead here; it is then asked for under that name.
-            host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname
+            given = headers.get("host", "localhost")
+            try:
+                host = urlsplit(f"//{given}").hostname
+            except ValueError:
+                raise APIError(400, f"the host {given!r:.100} is no host", "host") from None
             if host not in _NAMES:
                 raise APIError(403, f"the host {host!r:.100} is not this machine's: give the server an API key", "host")
         scope["ouroboros.tenant"] = tenant
         if self._stopping() and path != "/health":
             raise APIError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
-        if scope["method"] == "POST" and path not in self._open:
-            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                raise APIError(400, f"the content type must be application/json, not {kind!r:.60}", "content-type")
 
     async def _body(self, scope: Scope, receive: Receive) -> Receive:
         if scope["method"] not in ("POST", "PUT", "PATCH", "DELETE"):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from ouroboros.config import METHODS
 
 __all__ = [
     "ChatRequest",
@@ -16,7 +18,6 @@ __all__ = [
     "DetokenizeRequest",
     "ErrorBody",
     "Message",
-    "ResponsesRequest",
     "Sampling",
     "TokenizeRequest",
     "Tool",
@@ -24,7 +25,18 @@ __all__ = [
 ]
 
 INT = 2**63
+
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("must be a name or false")
+    return value
+
+
+No = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]  # Literal[False] takes 0 too
 MemoryName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TOKEN_NAME: dict[str, Any] = {"pattern": "^[0-9]{1,9}$"}
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -62,11 +74,16 @@ class Message(Loose):
     tool_call_id: str | None = None
 
 
-class Function(Strict):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
+class Described(BaseModel):
+    """What every API says of a function beside its name."""
+
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class Function(Described, Strict):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
 
 
 class Tool(Strict):
@@ -108,22 +125,32 @@ class StreamOptions(Strict):
 class Sampling(Strict):
     """What all three ways to ask share. ``IGNORED``: of OpenAI's fields, those that mean nothing here."""
 
-    IGNORED: ClassVar[tuple[str, ...]] = ()
+    IGNORED: ClassVar[tuple[str, ...]] = (
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        "prompt_cache_retention",
+    )
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
     user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     # This server's own.
     seed: Annotated[int, Field(ge=-INT, lt=INT)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
     ignore_eos: bool | None = None
-    method: str | None = None
+    method: Annotated[str, Field(json_schema_extra={"enum": [*METHODS]})] | None = None
     draft: bool | None = None
-    memory: MemoryName | Literal[False] | None = None
+    memory: MemoryName | No | None = None
     return_sources: bool | None = None
 
     @property
@@ -138,25 +165,15 @@ class Completing(Sampling):
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stop: str | list[str] | None = None
-    stream_options: StreamOptions | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(json_schema_extra={"propertyNames": TOKEN_NAME})] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     prediction: Prediction | None = None
     response_format: ResponseFormat | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-
-
-_NOTHING = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
 class ChatRequest(Completing):
-    IGNORED: ClassVar[tuple[str, ...]] = (*_NOTHING, "prompt_cache_retention", "reasoning_effort", "verbosity")
+    IGNORED: ClassVar[tuple[str, ...]] = (*Sampling.IGNORED, "reasoning_effort", "verbosity")
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -172,76 +189,11 @@ class ChatRequest(Completing):
 
 
 class CompletionRequest(Completing):
-    IGNORED: ClassVar[tuple[str, ...]] = _NOTHING
-
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
     suffix: str | None = None
-
-
-class TextFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class TextSettings(Strict):
-    format: TextFormat | None = None
-    verbosity: str | None = None
-
-
-class ResponsesTool(Loose):
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ResponsesNamed(Strict):
-    type: Literal["function"]
-    name: str
-
-
-class Item(Loose):
-    """Of a conversation: a message, a call, or what a call gave."""
-
-    type: str | None = None
-
-
-class ResponsesRequest(Sampling):
-    IGNORED: ClassVar[tuple[str, ...]] = (
-        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "reasoning", "include", "stream_options", "max_tool_calls"),
-    )
-
-    input: str | list[Item]
-    instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    text: TextSettings | None = None
-    tools: list[ResponsesTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponsesNamed | None = None
-    parallel_tool_calls: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    previous_response_id: str | None = None
-    conversation: str | dict[str, Any] | None = None
-    prompt: dict[str, Any] | None = None
-    background: bool | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    include: list[str] | None = None
-    reasoning: dict[str, Any] | None = None
-    max_tool_calls: int | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    stream_options: StreamOptions | None = None
 
 
 class ErrorDetail(BaseModel):
@@ -260,7 +212,7 @@ class ErrorBody(BaseModel):
 class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool = True
 
 

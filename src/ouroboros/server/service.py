@@ -18,13 +18,12 @@ from ouroboros._version import __version__
 from ouroboros.config import MAX_SEED, SamplingParams
 from ouroboros.errors import OuroborosError
 from ouroboros.generate import Decoder
-from ouroboros.phrases.memory import Memory
 from ouroboros.prompts import Prompt, encode
 from ouroboros.server.errors import APIError, of_library
 from ouroboros.server.metrics import Metrics
 from ouroboros.server.settings import Settings
 from ouroboros.server.tenants import Tenants
-from ouroboros.server.tools import format_of
+from ouroboros.server.tool_formats import format_of
 from ouroboros.serving.engine import Engine
 from ouroboros.serving.ticket import Ticket
 from ouroboros.text import Tokenizer
@@ -63,17 +62,6 @@ class Run:
             ticket.cancel()
 
 
-class _Engine(Engine):
-    """With the tenants' memories in place of its own."""
-
-    def __init__(self, decoder: Decoder, settings: Settings, tenants: Tenants) -> None:
-        self._tenants = tenants
-        super().__init__(decoder, settings.max_requests, settings.kv_memory)
-
-    def _memory(self, name: str | None) -> Memory:
-        return self._tenants.memory(name)
-
-
 class Service:
     """
     Args:
@@ -97,7 +85,7 @@ class Service:
             settings.max_tenants,
             neighbours=settings.neighbours,
         )
-        self.engine = _Engine(decoder, settings, self.tenants)
+        self.engine = Engine(decoder, settings.max_requests, settings.kv_memory, memories=self.tenants.memory)
         self._saving: asyncio.Task[None] | None = None
         self.created = int(time.time())
         self.stopping = False
@@ -128,7 +116,7 @@ class Service:
 
     @property
     def tool_format(self) -> str:
-        """How this model writes calls (see tools.py)."""
+        """How this model writes calls (see tool_formats.py)."""
         template = None if self.words is None else getattr(self.words.hf, "chat_template", None)
         return self.settings.tool_format or format_of(None if template is None else str(template))
 

@@ -28,7 +28,7 @@ class Settings:
         neighbours: whether the directories beside ``memory_dir`` are of servers with the same tenants, which read each
             other's. max_tenants: memories that are held in RAM. save_every: seconds between two snapshots of what has
             changed.
-        tool_format: see tools.py; None: what the chat template looks like. log_prompts: the log holds prompts.
+        tool_format: see tool_formats.py; None: what the chat template looks like. log_prompts: the log holds prompts.
 
     Raises:
         InputError: a value that is out of range.

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ouroboros.server.errors import APIError
 
-__all__ = ["DONE", "ClientGoneError", "EventStream", "JSONAnswer", "attended", "event"]
+__all__ = ["CLOSED", "DONE", "ClientGoneError", "EventStream", "JSONAnswer", "attended", "event"]
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"

@@ -3,54 +3,20 @@
 Invariant: what is found depends on the text alone, never on the pieces that it comes in: a decision is made when the
 text so far settles it, and what may still become a call is held back until then.
 
-Formats, as models write them:
-
-    hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call>       (Qwen, Hermes)
-    mistral   [TOOL_CALLS][{"name": …, "arguments": {…}}, …]             or [TOOL_CALLS]name{…}, and without the marker
-    llama3    {"name": …, "parameters": {…}}; …                          with or without <|python_tag|>
-    generic   any of these
-
 Without a marker only an object that begins the text and names one of the request's functions is a call.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ouroboros.server.calls import ObjectReader
+from ouroboros.server.tool_formats import FORMATS
 
-__all__ = ["FORMATS", "Arguments", "Begin", "CallParser", "Content", "Format", "format_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """``opening``: texts that calls begin with, ``closing``: that a call may end with. ``bare``: calls that begin the
-    text need none."""
-
-    opening: tuple[str, ...]
-    closing: tuple[str, ...]
-    bare: bool
-
-
-FORMATS = {
-    "hermes": Format(("<tool_call>",), ("</tool_call>",), False),
-    "mistral": Format(("[TOOL_CALLS]",), (), True),
-    "llama3": Format(("<|python_tag|>",), ("<|eom_id|>",), True),
-    "generic": Format(("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>"), ("</tool_call>",), True),
-}
-
-
-def format_of(template: str | None) -> str:
-    """The name of the format that a chat template teaches its model."""
-    text = template or ""
-    for name, mark in (("hermes", "<tool_call>"), ("mistral", "[TOOL_CALLS]"), ("llama3", '"parameters"')):
-        if mark in text or (name == "llama3" and "python_tag" in text):
-            return name
-    return "generic"
+__all__ = ["Arguments", "Begin", "CallParser", "Content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +55,7 @@ def _call_id() -> str:
 class CallParser:
     """
     Args:
-        names: of the functions that may be called. new_id: makes the calls' ids.
+        form: one of tool_formats.py. names: of the functions that may be called. new_id: makes the calls' ids.
     """
 
     def __init__(self, form: str, names: Collection[str], new_id: Callable[[], str] = _call_id) -> None:
@@ -287,32 +253,3 @@ def _joined(events: list[Event]) -> list[Event]:
         else:
             found.append(event)
     return found
-
-
-def bounded(schema: Mapping[str, object]) -> dict[str, object]:
-    """The same schema, with a bound of the white space between tokens: a model may like it too well."""
-    return {"x-guidance": {"whitespace_pattern": r"\n?[ ]{0,24}"}, **schema}
-
-
-def call_schema(name: str, parameters: object) -> dict[str, object]:
-    """The JSON schema of a call of this function."""
-    return {
-        "type": "object",
-        "properties": {"name": {"const": name}, "arguments": parameters or {"type": "object"}},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
-
-
-def grammar_of(functions: list[tuple[str, object]], marked: bool) -> dict[str, object]:
-    """The grammar of one call of one of these functions (name, JSON schema of its parameters).
-
-    Args:
-        marked: between ``<tool_call>`` and ``</tool_call>``, as hermes has it; else the object alone.
-    """
-    schemas = [call_schema(name, parameters) for name, parameters in functions]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    schema = bounded(schema)
-    if not marked:
-        return {"json_schema": schema}
-    return {"lark": f'start: "<tool_call>\\n" call "\\n</tool_call>"\ncall: %json {json.dumps(schema)}'}

@@ -57,14 +57,20 @@ class Engine:
         decoder: its models, method, options, memory and what it knows of costs. It may be used beside the engine: they
             take turns. max_requests: that run at once; others wait. kv_memory: bytes that all KV caches take at most,
             those kept for later requests among them; None: half of what is free now. threads: of PyTorch and of the
-            kernels, for this engine alone; None: as the caller's.
+            kernels, for this engine alone; None: as the caller's. memories: from the name of who asks (or None) to what
+            their requests read and write, called in the thread that submits; None: as ``submit`` says.
 
     Raises:
         InputError: an argument out of range.
     """
 
     def __init__(
-        self, decoder: Decoder, max_requests: int = 8, kv_memory: int | None = None, threads: int | None = None
+        self,
+        decoder: Decoder,
+        max_requests: int = 8,
+        kv_memory: int | None = None,
+        threads: int | None = None,
+        memories: Callable[[str | None], Memory] | None = None,
     ) -> None:
         check_int("max_requests", max_requests, 1)
         if kv_memory is None:
@@ -77,7 +83,8 @@ class Engine:
         self._decoder = decoder
         self._caches = CacheStore(kv_memory)
         self._scheduler = Scheduler(decoder.options, decoder.control, decoder.clock, max_requests, self._caches)
-        self._memories: dict[str, Memory] = {}
+        self._memories = self._own_memory if memories is None else memories
+        self._named: dict[str, Memory] = {}
         self._lock = threading.Condition()
         self._inbox: list[Callable[[], None]] = []  # what the thread is to do before its next round
         self._jobs: dict[Ticket, Job] = {}  # of requests that have not ended; the thread's own
@@ -143,7 +150,7 @@ class Engine:
         if memory is not None and not isinstance(memory, str):
             raise InputError(f"memory must be a name or None, not {memory!r}")
         decoder = self._decoder
-        prepared = decoder.prepare(prompt, params, self._memory(memory))
+        prepared = decoder.prepare(prompt, params, self._memories(memory))
         request = prepared.request
         self._check_fits(request, 1 if prepared.guidance is None else 2)
         ticket = Ticket(prepared.transcript, len(request.prompt), self._cancel)
@@ -172,11 +179,11 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _memory(self, name: str | None) -> Memory:
+    def _own_memory(self, name: str | None) -> Memory:
         if name is None:
             return Memory() if self._decoder.memory is None else self._decoder.memory
         with self._lock:
-            return self._memories.setdefault(name, Memory())
+            return self._named.setdefault(name, Memory())
 
     def _check_fits(self, request: Request, contexts: int) -> None:
         limit, decoder = self._caches.limit, self._decoder

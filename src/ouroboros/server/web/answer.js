@@ -85,11 +85,10 @@ export class Answer {
   }
 
   describe() {
-    const counts = this._counts();
-    return this.rate ? `${counts}, ${this.rate.toFixed(1)} tokens per second` : counts;
+    return this.rate ? `${this.counts}, ${this.rate.toFixed(1)} tokens per second` : this.counts;
   }
 
-  _counts() {
+  get counts() {
     const number = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
     return `${number(this.tokens, "token")} in ${number(this.steps.length, "step")}`;
   }
@@ -145,7 +144,7 @@ export class Answer {
     const { steps, tokens, rate } = this;
     const mean = steps.length ? (tokens / steps.length).toFixed(2) : "0";
     this._rate.textContent = rate ? `${rate.toFixed(1)} tokens/s` : "";
-    this._figures.textContent = tokens ? this._counts() : "";
+    this._figures.textContent = tokens ? this.counts : "";
     const shown = steps.slice(-PLOTTED);
     const most = Math.max(0, ...shown.map((step) => step.all));
     const top = Math.max(4, most);

@@ -192,14 +192,19 @@ function offerOther(turn) {
 function compare(turn) {
   const plain = turn.answers.find((one) => one.plain);
   const drafted = turn.answers.find((one) => !one.plain);
-  if (!plain?.rate || !drafted?.rate) return;
-  const ratio = drafted.rate / plain.rate;
-  const rates = `${drafted.rate.toFixed(1)} to ${plain.rate.toFixed(1)} tokens per second`;
+  if (!plain?.tokens || !drafted?.tokens) return;
   const same = plain.text === drafted.text;
   const both = same ? "Both wrote the same text." : sameSoFar(plain, drafted) ? "The same text, as far as both went." : "The texts differ.";
-  turn.verdict.textContent = `Ouroboros is ${ratio.toFixed(2)} times as fast: ${rates}. ${both}`;
+  turn.verdict.textContent = `${faster(drafted, plain)} ${both}`;
   turn.verdict.hidden = false;
   say(turn.verdict.textContent);
+}
+
+function faster(drafted, plain) {
+  // An answer of one step came all at once: nobody knows how long its tokens took.
+  if (!plain.rate || !drafted.rate) return `Too short to be timed: ${drafted.counts} with Ouroboros, ${plain.counts} without.`;
+  const rates = `${drafted.rate.toFixed(1)} to ${plain.rate.toFixed(1)} tokens per second`;
+  return `Ouroboros is ${(drafted.rate / plain.rate).toFixed(2)} times as fast: ${rates}.`;
 }
 
 function sameSoFar(one, other) {
