@@ -300,19 +300,21 @@ def test_the_row_is_not_copied_at_each_call() -> None:
 SCRIPT = """
 import json, os, sys
 from vllm import LLM, SamplingParams
-path, method, memory, texts = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-settings = {}
-if method == "ours":
-    settings["speculative_config"] = {"method": "custom_class", "num_speculative_tokens": 6,
-        "model": "ouroboros.integrations.vllm.OuroborosProposer"}
-    settings["additional_config"] = {"ouroboros": {"memory": memory, "by_cost": False}}
-llm = LLM(path, dtype="float32", max_model_len=256, enforce_eager=True, skip_tokenizer_init=True,
-          disable_log_stats=False, **settings)
-params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, detokenize=False)
-asked = [{"prompt_token_ids": text} for text in texts]
-found = [[list(o.outputs[0].token_ids) for o in llm.generate(asked, params, use_tqdm=False)] for _ in range(2)]
-counts = {m.name: m.value for m in llm.get_metrics() if "spec_decode" in m.name and hasattr(m, "value")}
-print("FOUND" + json.dumps([found, counts]))
+
+if __name__ == "__main__":  # the engine is spawned
+    path, method, memory, texts = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+    settings = {}
+    if method == "ours":
+        settings["speculative_config"] = {"method": "custom_class", "num_speculative_tokens": 6,
+            "model": "ouroboros.integrations.vllm.OuroborosProposer"}
+        settings["additional_config"] = {"ouroboros": {"memory": memory, "by_cost": False}}
+    llm = LLM(path, dtype="float32", max_model_len=256, enforce_eager=True, skip_tokenizer_init=True,
+              disable_log_stats=False, **settings)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, detokenize=False)
+    asked = [{"prompt_token_ids": text} for text in texts]
+    found = [[list(o.outputs[0].token_ids) for o in llm.generate(asked, params, use_tqdm=False)] for _ in range(2)]
+    counts = {m.name: m.value for m in llm.get_metrics() if "spec_decode" in m.name and hasattr(m, "value")}
+    print("FOUND" + json.dumps([found, counts]))
 """
 
 

@@ -67,6 +67,10 @@ class Engine:
         self, decoder: Decoder, max_requests: int = 8, kv_memory: int | None = None, threads: int | None = None
     ) -> None:
         check_int("max_requests", max_requests, 1)
+        if decoder.spread is not None:
+            raise InputError(
+                "an Engine needs a target in one process, not one whose weights lie in several: use generate"
+            )
         if kv_memory is None:
             free = available_memory(torch.device(decoder.target.info.device))
             kv_memory = None if free is None else free // 2
