@@ -19,7 +19,7 @@ import transformers
 from transformers.distributed import DistributedConfig
 
 import ouroboros
-from ouroboros.errors import InputError, OuroborosError
+from ouroboros.errors import OuroborosError
 
 METHODS = (
     "autoregressive", "speculative", "lookahead", "prompt_lookup", "suffix_decoding", "token_recycling", "ouroboros",
@@ -31,7 +31,7 @@ PROMPT = [5, 9, 2, 33, 5, 9, 2, 17, 40, 5, 9]
 def written(target: Any, draft: Any, method: str) -> dict[str, Any]:
     """Texts of one method, alone and together, greedy and drawn."""
     with ouroboros.load(target, draft if method in NEEDS_DRAFT else None, method=method) as decoder:
-        settings = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 7})
+        settings: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 7})
         found: dict[str, Any] = {}
         for number, one in enumerate(settings):
             found[f"alone-{number}"] = list(decoder.generate(PROMPT, max_new_tokens=24, **one).token_ids)
@@ -69,6 +69,14 @@ def lost(target: Any, draft: Any, rank: int, victim: int, how: int) -> str:
     return ""
 
 
+def two(target: Any, draft: Any) -> None:
+    """A stream is begun before the last one has ended."""
+    decoder = ouroboros.load(target, draft)
+    with decoder.stream(PROMPT, max_new_tokens=40) as first:
+        next(first)
+        next(decoder.stream(PROMPT, max_new_tokens=2))
+
+
 def refused(target: Any, draft: Any) -> list[str]:
     told = []
     for call in (
@@ -76,11 +84,12 @@ def refused(target: Any, draft: Any) -> list[str]:
         lambda: ouroboros.load(draft, target),
         lambda: ouroboros.Engine(ouroboros.load(target, draft)),
         lambda: target.generate(torch.tensor([PROMPT]), custom_generate=ouroboros.custom_generate, max_new_tokens=2),
-        lambda: ouroboros.load(target, draft).generate([], max_new_tokens=2),
+        lambda: ouroboros.load(target, draft).generate([PROMPT, [99999]], max_new_tokens=2),
+        lambda: two(target, draft),
     ):
         try:
             call()
-        except InputError as error:
+        except OuroborosError as error:
             told.append(str(error))
     return told
 

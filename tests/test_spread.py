@@ -79,7 +79,8 @@ def found(place: Path) -> list[Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_what_one_process_writes(place: Path, found: list[Any], method: str) -> None:
     read = transformers.AutoModelForCausalLM.from_pretrained
-    alone = written(*(read(place / name, dtype=torch.float32) for name in ("target", "draft")), method)
+    target, draft = (read(place / name, dtype=torch.float32) for name in ("target", "draft"))
+    alone = written(target, draft, method)
     first, second = found[0][method], found[1][method]
     assert first == second
     del alone["closed"]  # a step's tokens, as many as costs have chosen
@@ -94,11 +95,13 @@ def test_without_a_seed_both_ranks_write_the_same(found: list[Any]) -> None:
 def test_what_cannot_be_is_refused_on_every_rank(found: list[Any]) -> None:
     for one in found:
         told = one["refused"]
-        assert len(told) == 5
+        assert len(told) == 6
         assert "backend must be auto or transformers" in told[0]
         assert "a draft must be whole in each" in told[1]
         assert "an Engine needs a target in one process" in told[2]
         assert "give it to ouroboros.load instead" in told[3]
+        assert "99999" in told[4]
+        assert "one request at a time" in told[5]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -180,9 +180,9 @@ class Decoder:
     def _led(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[GenerationResult]:
         """Where the target lies in several processes: what rank 0 gets, on all of them."""
         assert self.spread is not None
+        for prompt in prompts:  # what is refused is refused on all ranks, before they meet
+            self.prepare(prompt, replace(params, n=1), Memory())
         if not self.spread.ranks.leads:
-            for prompt in prompts:
-                self.prepare(prompt, replace(params, n=1), Memory())  # what is refused there is refused here
             return list(self.spread.follow())
 
         def results() -> Generator[GenerationResult]:

@@ -176,6 +176,7 @@ class OuroborosProposer:
         if known and self._began is not None and self._spending is not None:
             self._spending.observe(rows, now - self._began)
         self._began = now if found else None
+        self._kept.changed |= bool(found)
         self._forget(found)
         chains = self._chains([seen for _, seen in found])
         result: list[list[int]] = [[] for _ in sampled_token_ids]
@@ -210,7 +211,6 @@ class OuroborosProposer:
         chain = Chain(memory, self._kept.chances, ids[:length].tolist(), self._stop_ids)
         seen = _Seen(chain)
         self._seen.append(seen)
-        self._kept.changed = True
         return seen
 
     def _forget(self, found: Sequence[tuple[int, _Seen]]) -> None:

@@ -62,8 +62,6 @@ class Ranks:
         LoadError: they lie in some of the processes alone.
     """
 
-    _made = 0  # in this process
-
     def __init__(self, module: torch.nn.Module) -> None:
         mesh = _mesh(module)
         assert mesh is not None, "the module is in one process"
@@ -72,9 +70,8 @@ class Ranks:
             raise LoadError(f"its weights lie in {mesh.size()} of {self.size} processes; it must be all of them")
         for dimension in range(mesh.ndim):
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=FORWARD), mesh.get_group(dimension))
-        Ranks._made += 1
-        self._name = f"ouroboros-{Ranks._made}"
         self._store = _own_store()
+        self._name = f"ouroboros-{self._store.add(f'ouroboros-made-{self.rank}', 1)}"
         self._sent = self._heard = self._dropped = self._met = 0
         self._pulses: dict[int, tuple[bytes, float]] = {}  # of other ranks: the last one, and when it was new
         stop = threading.Event()

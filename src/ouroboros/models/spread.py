@@ -71,7 +71,7 @@ class SpreadModel:
         self._notes: list[tuple[Any, ...]] = []  # for the next message
         self._count = [0]  # slots that were opened
         self._slots: dict[int, Slot] = {}  # of the others, by rank 0's numbers
-        self._leading = self._broken = False
+        self._leading = self._broken = self._busy = False
 
     def open(self) -> Slot:
         if not self._leading:
@@ -102,8 +102,6 @@ class SpreadModel:
         return self._forward(lambda: self._model.score(own))
 
     def _tell(self, forward: tuple[Any, ...] | None) -> None:
-        if self._broken:
-            raise OuroborosError("another rank was lost in an earlier request; load the model again on all ranks")
         notes = self._notes[:]
         del self._notes[: len(notes)]  # a slot may be dropped meanwhile, on any thread
         self.ranks.send((notes, forward))
@@ -119,26 +117,36 @@ class SpreadModel:
             self.ranks.drop()  # whoever took part has heard of it
         return found
 
+    def _begin(self) -> None:
+        if self._broken:
+            raise OuroborosError("another rank was lost in an earlier request; load the model again on all ranks")
+        if self._busy:
+            told = "a model in several processes decodes one request at a time"
+            raise OuroborosError(f"{told}: iterate over the last stream to its end, or close it, first")
+        self.ranks.meet()
+        self._busy = True
+
     def lead(self, events: Generator[T]) -> Generator[T]:
         """Rank 0's side of a request: the same events, which reach the others too. What is opened meanwhile can be
         used in later requests.
 
         Raises:
-            OuroborosError: another rank is gone.
+            OuroborosError: another rank is gone, or another request has not ended.
         """
         failed: Exception | None = None
-        self.ranks.meet()
+        self._begin()
         self._leading = True
         try:
             for event in events:
                 self._notes.append(("event", event))
+                self._tell(None)  # now: whoever takes it may wait for the other ranks before it takes the next
                 yield event
         except Exception as error:
             failed = error
             raise
         finally:
             events.close()
-            self._leading = False
+            self._leading = self._busy = False
             if not self._broken:
                 known = failed if failed is None or isinstance(failed, OuroborosError) else OuroborosError(str(failed))
                 self._notes.append(("end", known))
@@ -153,7 +161,7 @@ class SpreadModel:
         Raises:
             OuroborosError: rank 0 is gone; or what ended the request there.
         """
-        self.ranks.meet()
+        self._begin()
         end: tuple[Exception | None] | None = None
         wanted = True
         while end is None:
@@ -172,6 +180,7 @@ class SpreadModel:
             if forward is not None:
                 self._follow(*forward)
         self.ranks.meet()
+        self._busy = False
         if end[0] is not None and wanted:
             raise end[0]
 
