@@ -48,8 +48,8 @@ def prompts() -> dict[str, list[str]]:
     return {"code": code, "chat": [str(one.prompt) for one in load_prompts("reporting", 10)]}
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One method, in this process."""
+def measure(options: argparse.Namespace) -> None:
+    """One method, in this process; what is known is written after each run."""
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
             run |= {name: value - before[name] for name, value in drafting(llm).items()}
             found["runs"].append(run)
-    return found
+            options.out.write_text(json.dumps(found))
 
 
 def drafting(llm: Any) -> dict[str, int]:
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        options.out.write_text(json.dumps(measure(options)))
+        measure(options)
         return
     results = []
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}

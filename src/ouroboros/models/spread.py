@@ -9,7 +9,7 @@ ranks are called alike, as with any module of this kind (the probe at load).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -71,7 +71,7 @@ class SpreadModel:
         self._notes: list[tuple[Any, ...]] = []  # for the next message
         self._count = [0]  # slots that were opened
         self._slots: dict[int, Slot] = {}  # of the others, by rank 0's numbers
-        self._leading = self._broken = self._busy = False
+        self._leading = self._busy = False
 
     def open(self) -> Slot:
         if not self._leading:
@@ -106,19 +106,18 @@ class SpreadModel:
         del self._notes[: len(notes)]  # a slot may be dropped meanwhile, on any thread
         self.ranks.send((notes, forward))
 
-    def _forward(self, call: Any) -> Any:
+    def _forward(self, call: Callable[[], T]) -> T:
         """Makes this rank's part of a forward."""
         try:
             found = call()
         except RuntimeError as error:
-            self._broken = True
             raise self.ranks.gone(error) from error
         if self.ranks.leads:
             self.ranks.drop()  # whoever took part has heard of it
         return found
 
     def _begin(self) -> None:
-        if self._broken:
+        if self.ranks.lost:
             raise OuroborosError("another rank was lost in an earlier request; load the model again on all ranks")
         if self._busy:
             told = "a model in several processes decodes one request at a time"
@@ -147,7 +146,7 @@ class SpreadModel:
         finally:
             events.close()
             self._leading = self._busy = False
-            if not self._broken:
+            if not self.ranks.lost:
                 known = failed if failed is None or isinstance(failed, OuroborosError) else OuroborosError(str(failed))
                 self._notes.append(("end", known))
                 self._tell(None)
