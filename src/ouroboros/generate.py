@@ -26,6 +26,7 @@ from ouroboros.drafting.sizes import by_costs, pays
 from ouroboros.errors import InputError, OuroborosError
 from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
+from ouroboros.models.spread import SpreadModel
 from ouroboros.phrases.lock import PoolLock
 from ouroboros.phrases.memory import Memory
 from ouroboros.phrases.pool import PhrasePool
@@ -95,6 +96,11 @@ class Decoder:
         return None if self.memory is None else self.memory.phrases
 
     @property
+    def spread(self) -> SpreadModel | None:
+        """The target, where its weights lie in several processes: then each of them makes the same calls."""
+        return self.target if isinstance(self.target, SpreadModel) else None
+
+    @property
     def fingerprint(self) -> str:
         """What binds a pool file to this vocabulary."""
         return fingerprint(self.tokenizer, self.target)
@@ -148,7 +154,7 @@ class Decoder:
         if len(prompts) == 1 and params.n == 1:
             found = [_drain(self.session().stream(prompts[0], params))]
         else:
-            found = self._together(prompts, params)
+            found = self._together(prompts, params) if self.spread is None else self._led(prompts, params)
         if params.n > 1:
             samples = [found[i : i + params.n] for i in range(0, len(found), params.n)]
             return samples if is_batch(prompt) else samples[0]
@@ -170,6 +176,19 @@ class Decoder:
                 scheduler.add(prepared.request, *models, sink)
                 written.append(sink)
         return run_all(scheduler, written, self.lock)
+
+    def _led(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[GenerationResult]:
+        """Where the target lies in several processes: what rank 0 gets, on all of them."""
+        assert self.spread is not None
+        for prompt in prompts:  # what is refused is refused on all ranks, before they meet
+            self.prepare(prompt, replace(params, n=1), Memory())
+        if not self.spread.ranks.leads:
+            return list(self.spread.follow())
+
+        def results() -> Generator[GenerationResult]:
+            yield from self._together(prompts, params)
+
+        return list(self.spread.lead(results()))
 
     def prepare(self, prompt: Prompt, params: SamplingParams, memory: Memory) -> Prepared:
         """See preparing.py."""
@@ -226,6 +245,15 @@ class Session:
     def _run(self, prepared: Prepared) -> Generator[Event]:
         if self._busy:
             raise OuroborosError("the session's last stream has not ended: iterate to its end or close it first")
+        spread = self._decoder.spread
+        if spread is None:
+            yield from self._decode(prepared)
+        elif spread.ranks.leads:
+            yield from spread.lead(self._decode(prepared))
+        else:
+            yield from spread.follow()
+
+    def _decode(self, prepared: Prepared) -> Generator[Event]:
         decoder = self._decoder
         self._busy = True
         try:

@@ -16,6 +16,7 @@ from ouroboros.models.base import CausalModel, ModelInfo
 from ouroboros.models.llama import LlamaModel, check_engine
 from ouroboros.models.loading import load_directory, load_module, pick_device, resolve
 from ouroboros.models.packed import STORED
+from ouroboros.models.ranks import Ranks, is_spread
 from ouroboros.text import Tokenizer
 
 __all__ = ["BACKENDS", "Placement", "name_of", "open_draft", "open_model", "use_threads"]
@@ -112,6 +113,10 @@ def open_draft(
 ) -> tuple[CausalModel, Tokenizer | None]:
     """The same of a draft model. ``dtype``: ``auto`` for what is fastest beside this target."""
     place = replace(placement, device_map=None)
+    if isinstance(source, torch.nn.Module) and is_spread(source):
+        raise InputError(
+            f"the weights of the draft {name_of(source)} lie in several processes; a draft must be whole in each"
+        )
     found = None
     if dtype != "auto":
         place = replace(place, dtype=dtype)
@@ -139,6 +144,16 @@ def _from_directory(path: Path, placement: Placement) -> CausalModel:
 
 
 def _from_module(module: torch.nn.Module, placement: Placement) -> CausalModel:
+    if is_spread(module):
+        if placement.only_native:
+            raise InputError(
+                f"the weights of the loaded {name_of(module)} lie in several processes: backend must be auto or "
+                f"transformers for it and engine auto, not {placement.backend!r} and {placement.engine!r}"
+            )
+        from ouroboros.models.spread import SpreadModel
+        from ouroboros.models.transformers import wrap_module
+
+        return SpreadModel(wrap_module(module, placement.dtype, placement.device), Ranks(module))
     if placement.backend != "transformers":
         try:
             return load_module(module, placement.dtype, placement.device, placement.engine)

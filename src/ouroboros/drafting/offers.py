@@ -27,11 +27,12 @@ class _Offer:
 
 
 class Offers:
-    """Of one request. ``harvest``: also learn from the target's predictions on rejected tokens."""
+    """Of one request. ``harvest``: also learn from the target's predictions on rejected tokens. ``most``: tokens of the
+    text that are learned at once; see harvest.py."""
 
-    def __init__(self, pool: PhrasePool, prompt: Sequence[int], harvest: bool) -> None:
+    def __init__(self, pool: PhrasePool, prompt: Sequence[int], harvest: bool, most: int | None = None) -> None:
         self._pool = pool
-        self._text = TextHarvest(pool, len(prompt))
+        self._text = TextHarvest(pool, len(prompt), most)
         self._corrections = harvest
         self._sequence: Sequence[int] = prompt
         self._offers: list[_Offer] = []
@@ -51,12 +52,15 @@ class Offers:
 
     def settle(self, verdict: Verdict) -> None:
         """The step is over."""
-        tokens = verdict.tokens
+        self.credit(verdict.tokens)
+        self._text.learn([*self._sequence, *verdict.tokens])
+        if self._corrections:
+            for context, phrase in corrections(verdict.tree, verdict.path, verdict.predictions):
+                self._pool.insert([*self._sequence[1 - MAX_KEY :], *context][-MAX_KEY:], phrase, Origin.CORRECTED)
+
+    def credit(self, tokens: Sequence[int]) -> None:
+        """``tokens`` followed the sequence: what was offered is told how it did."""
         for offer in self._offers:
             depth = len(offer.path)
             if len(tokens) > depth and list(tokens[:depth]) == offer.path:
                 self._pool.credit(offer.context, offer.found, tokens[depth:])
-        self._text.learn([*self._sequence, *tokens])
-        if self._corrections:
-            for context, phrase in corrections(verdict.tree, verdict.path, verdict.predictions):
-                self._pool.insert([*self._sequence[1 - MAX_KEY :], *context][-MAX_KEY:], phrase, Origin.CORRECTED)

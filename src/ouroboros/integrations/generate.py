@@ -36,6 +36,7 @@ from ouroboros.models.base import CausalModel
 from ouroboros.models.context import Context
 from ouroboros.models.guided import GuidedModel
 from ouroboros.models.prompted import PromptedModel, ShiftedModel
+from ouroboros.models.ranks import is_spread
 from ouroboros.models.transformers import wrap_module
 from ouroboros.models.transformers_model import TransformersModel, evaluating
 from ouroboros.phrases.memory import Memory
@@ -164,6 +165,9 @@ class CustomGenerate:
     def _adapter(self, module: transformers.PreTrainedModel) -> TransformersModel:
         """Made anew where the module is no longer what it was."""
         kept = self._kept.get(module)
+        if kept is None and is_spread(module):
+            name = type(module).__name__
+            raise InputError(f"the weights of {name} lie in several processes: give it to ouroboros.load instead")
         if kept is None:
             kept = self._kept[module] = _Kept(wrap_module(module, "auto", "auto", past_end=True))
         elif kept.adapter.change:

@@ -22,6 +22,7 @@ from ouroboros.files import check_directory
 from ouroboros.models.checkpoint import check_code
 from ouroboros.models.loading import pick_dtype, stored_dtype
 from ouroboros.models.memory import available_memory, check_memory
+from ouroboros.models.ranks import own_part
 from ouroboros.models.sound import check_model, check_tensors, check_zeros
 from ouroboros.models.transformers_config import check_config, check_kind, class_name
 from ouroboros.models.transformers_model import TransformersModel
@@ -134,7 +135,7 @@ def _check_unexpected(module: torch.nn.Module, names: Iterable[str]) -> None:
 
 def _sound(module: Any, make: Make = TransformersModel) -> TransformersModel:
     """The adapted model, if its weights are numbers (see sound.py)."""
-    tensors = dict(module.named_parameters())
+    tensors = {name: own_part(tensor) for name, tensor in module.named_parameters()}
     known = not any(tensor.is_meta for tensor in tensors.values())
     try:
         model = adapt(module, make)

@@ -17,10 +17,14 @@ __all__ = ["TextHarvest", "corrections"]
 
 
 class TextHarvest:
-    """Feeds a growing text to a pool. The first ``prompt_length`` tokens are prompt, what follows is verified."""
+    """Feeds a growing text to a pool. The first ``prompt_length`` tokens are prompt, what follows is verified.
 
-    def __init__(self, pool: PhrasePool, prompt_length: int) -> None:
+    ``most``: tokens that one call learns, where others would wait for it; the rest is left to later calls.
+    """
+
+    def __init__(self, pool: PhrasePool, prompt_length: int, most: int | None = None) -> None:
         self._pool = pool
+        self._most = most
         self._prompt_length = prompt_length
         self._done = 1  # phrases beginning before this index are whole; a phrase needs one token before it
         self._known = 1  # phrases beginning before this index were counted
@@ -30,12 +34,13 @@ class TextHarvest:
         if len(text) <= self._known:
             return
         size = self._pool.max_tokens
-        for start in range(self._done, len(text)):
+        end = len(text) if self._most is None else min(len(text), self._known + self._most)
+        for start in range(self._done, end):
             origin = Origin.PROMPT if start < self._prompt_length else Origin.VERIFIED
             context = text[max(0, start - MAX_KEY) : start]
             self._pool.insert(context, text[start : start + size], origin, again=start < self._known)
-        self._known = max(self._known, len(text))
-        self._done = max(self._done, len(text) - size)
+        self._known = max(self._known, end)
+        self._done = max(self._done, min(end, len(text) - size))
 
 
 def corrections(

@@ -73,6 +73,10 @@ class Engine:
         memories: Callable[[str | None], Memory] | None = None,
     ) -> None:
         check_int("max_requests", max_requests, 1)
+        if decoder.spread is not None:
+            raise InputError(
+                "an Engine needs a target in one process, not one whose weights lie in several: use generate"
+            )
         if kv_memory is None:
             free = available_memory(torch.device(decoder.target.info.device))
             kv_memory = None if free is None else free // 2
