@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 import ouroboros
 from ouroboros.errors import OuroborosError
