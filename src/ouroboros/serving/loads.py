@@ -8,19 +8,23 @@ from ouroboros.serving.job import Job
 
 __all__ = ["Loads"]
 
-JOINING = 0.1  # of the way to how many joined the last draft forward
+JOINING = 0.1  # of the way to how many joined the last draft forward of this place
+PLACES = 8  # draft forwards of a round, the first, the second and so on, that are told apart
 
 
 class Loads:
-    """
+    """Fewer join each further draft forward of a round (from one of the target's to the next), and so what a request
+    expects of the others is kept by its place in the round.
+
     Attributes:
-        reading: rows of prompts in the target's last forward. coming: requests that this round lets in behind the one
-            at hand.
+        coming: requests that this round lets in behind the one at hand.
     """
 
     def __init__(self) -> None:
-        self.reading = self.coming = 0
-        self._joining: float | None = None  # others in a draft forward, lately
+        self.coming = 0
+        self._reading = 0  # rows of prompts in the target's last forward
+        self._place = 0  # of the next draft forward
+        self._joining: list[float | None] = [None] * PLACES  # others in a draft forward, lately; None: never seen
 
     def tell(self, job: Job, running: Sequence[Job]) -> None:
         """What ``job`` shares its next forwards with, among those that run."""
@@ -28,12 +32,25 @@ class Loads:
         load = job.load
         load.requests = len(others) + self.coming
         # Readers, and who comes, will soon have one.
-        load.rows = self.reading + sum(max(1, other.rows) for other in others) + self.coming
+        load.rows = self._reading + sum(max(1, other.rows) for other in others) + self.coming
         load.rate = sum(other.rate for other in others)
         load.draft_rows = sum(other.draft_rows for other in others)
-        load.joining = min(len(others), len(others) if self._joining is None else self._joining)
+        joining = self._joining[self._place]
+        load.joining = min(len(others), len(others) if joining is None else joining)
 
     def drafted(self, requests: int) -> None:
-        """So many requests were in a draft forward."""
-        before = requests - 1 if self._joining is None else self._joining
-        self._joining = before + JOINING * (requests - 1 - before)
+        """So many requests are in a draft forward."""
+        self._learn(requests - 1)
+        self._place = min(self._place + 1, PLACES - 1)
+
+    def scored(self, requests: int, reading: int) -> None:
+        """The target scored so many requests, beside so many rows of prompts. Where nobody drafted, each may have waited
+        for the others: more and more are expected again, until it is tried."""
+        if self._place == 0:
+            self._learn(requests - 1)
+        self._place, self._reading = 0, reading
+
+    def _learn(self, others: int) -> None:
+        before = self._joining[self._place]
+        before = others if before is None else before
+        self._joining[self._place] = before + JOINING * (others - before)

@@ -192,7 +192,7 @@ class Scheduler:
             job.draft_rows = 0
             job.measure()
         if group[0].asks_target:
-            self._loads.reading = read
+            self._loads.scored(len(group), read)
         for (job, part), size in zip(parts, sizes[len(group) :], strict=True):
             part.slot.commit([0])
             self._has_read(job, size, reading * size / read)
