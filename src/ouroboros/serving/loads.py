@@ -44,8 +44,8 @@ class Loads:
         self._place = min(self._place + 1, PLACES - 1)
 
     def scored(self, requests: int, reading: int) -> None:
-        """The target scored so many requests, beside so many rows of prompts. Where nobody drafted, each may have waited
-        for the others: more and more are expected again, until it is tried."""
+        """The target scored so many requests, beside so many rows of prompts. Where nobody drafted, each may have
+        waited for the others: more and more are expected again, until it is tried."""
         if self._place == 0:
             self._learn(requests - 1)
         self._place, self._reading = 0, reading
