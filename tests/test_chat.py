@@ -18,6 +18,8 @@ import pytest
 import ouroboros
 from ouroboros import Decoder, cli
 from ouroboros.commands.options import Place
+from ouroboros.directories import cache_directory
+from ouroboros.kernels.library import library
 from ouroboros.stats import Stats
 from tests.children import answering
 from tests.pairs import EMBEDDED
@@ -185,6 +187,10 @@ def at_a_terminal(tmp_path: Path, *typed: bytes) -> tuple[int, str]:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    mine = tmp_path / "ouroboros"
+    mine.mkdir()
+    library()  # compiled if it never was, and not by the child anew
+    (mine / "kernels").symlink_to(cache_directory() / "kernels")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", code, *args],

@@ -131,8 +131,8 @@ def variation(texts: Iterable[Text], expected: Mapping[Text, float]) -> tuple[fl
     [
         ("llama", "warped", "ouroboros", 2000),
         ("llama", "penalised", "lookahead", 1500),
-        ("gpt2", "penalised", "ouroboros", 400),
-        ("bloom", "warped", "ouroboros", 400),
+        pytest.param("gpt2", "penalised", "ouroboros", 400, marks=pytest.mark.slow),
+        pytest.param("bloom", "warped", "ouroboros", 400, marks=pytest.mark.slow),
     ],
 )
 def test_ouroboros_samples_what_transformers_gives(name: str, way: str, method: str, count: int) -> None:

@@ -210,7 +210,7 @@ def test_embedded(path: Path, shapes: Mapping[Path, GrownShape]) -> None:
         assert away(logits(small, tokens), logits(load_grown(path, shapes[path], dtype, "cpu"), tokens)) < bound
 
 
-@pytest.mark.parametrize("shapes", [EXACT, ODD], ids=["exact", "odd"])
+@pytest.mark.parametrize("shapes", [EXACT, pytest.param(ODD, marks=pytest.mark.slow)], ids=["exact", "odd"])
 def test_same_tokens(shapes: Mapping[Path, GrownShape]) -> None:
     """Greedy and sampled, with trees; both models are used and rejected as the small ones are."""
     target, draft = (load_grown(path, shapes[path], "float32", "cpu") for path in (TARGET, DRAFT))

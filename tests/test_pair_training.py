@@ -189,6 +189,7 @@ def test_target_and_draft_meet() -> None:
     assert now < was
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from recipes.embedded_pair import make as embedded_pair
 
