@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 from ouroboros.errors import PoolFileError
 from ouroboros.phrases.harvest import TextHarvest, corrections
 from ouroboros.phrases.memory import Memory
-from ouroboros.phrases.pool import KEYS, Phrase, PhrasePool
+from ouroboros.phrases.pool import KEYS, Held, Phrase, PhrasePool
 from ouroboros.phrases.storage import load_pool, save_pool
 from ouroboros.tree import Origin, TokenTree
 
@@ -290,3 +291,46 @@ def test_expected_tokens_and_rate() -> None:
     phrase.note(Origin.VERIFIED, 1, 8, 4)
     assert phrase.expected == pytest.approx((4 + 2 * 2.0) / 10)
     assert phrase.rate == pytest.approx(phrase.expected / (1 + phrase.expected))
+
+
+class _Anew(PhrasePool):
+    """Puts every occurrence in anew, however far it was known."""
+
+    def insert(
+        self,
+        context: Sequence[int],
+        tokens: Sequence[int],
+        origin: Origin,
+        again: bool = False,
+        held: Held | None = None,
+    ) -> Held:
+        return super().insert(context, tokens, origin, again)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lengthening_what_is_held_is_putting_it_in_anew(seed: int) -> None:
+    """Small vocabularies and bounds: phrases meet, part, are forgotten and come again."""
+    chance = random.Random(seed)
+    vocabulary, bounds = chance.choice([2, 3, 6, 30]), (chance.choice([10, 50, 10**6]), chance.choice([1, 2, 8]))
+    longest = chance.choice([3, 10])
+    pools = [PhrasePool(*bounds, longest), _Anew(*bounds, longest)]
+    for _ in range(4):
+        text = [chance.randrange(vocabulary) for _ in range(chance.randrange(1, 12))]
+        most = chance.choice([None, 5])
+        harvests = [TextHarvest(pool, len(text), most) for pool in pools]
+        for _ in range(25):
+            correction = [chance.randrange(vocabulary) for _ in range(chance.randrange(1, 5))]
+            written = [chance.randrange(vocabulary) for _ in range(3)]
+            offers = chance.random() < 0.5
+            for pool, harvest in zip(pools, harvests, strict=True):
+                harvest.learn(text)
+                if offers:
+                    pool.insert(text[-3:], correction, Origin.CORRECTED)
+                    pool.credit(text[-4:], pool.lookup(text[-4:], 3, 4), written)
+            text = text + written[: chance.randrange(1, 4)]
+        ours, theirs = (
+            [(key, p.tokens, p.origin, p.seen, p.offered, p.accepted, p.expected) for key, p in pool.items()]
+            for pool in pools
+        )
+        assert ours == theirs
+        assert len(pools[0]) == len(pools[1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ouroboros.phrases.pool import MAX_KEY, PhrasePool
+from ouroboros.phrases.pool import MAX_KEY, Held, PhrasePool
 from ouroboros.tree import Origin, TokenTree
 
 __all__ = ["TextHarvest", "corrections"]
@@ -28,6 +28,7 @@ class TextHarvest:
         self._prompt_length = prompt_length
         self._done = 1  # phrases beginning before this index are whole; a phrase needs one token before it
         self._known = 1  # phrases beginning before this index were counted
+        self._held: dict[int, Held] = {}  # by where they begin, phrases that still grow
 
     def learn(self, text: Sequence[int]) -> None:
         """Learns what ``text`` has gained since the last call; phrases at its end are lengthened by later calls."""
@@ -38,9 +39,12 @@ class TextHarvest:
         for start in range(self._done, end):
             origin = Origin.PROMPT if start < self._prompt_length else Origin.VERIFIED
             context = text[max(0, start - MAX_KEY) : start]
-            self._pool.insert(context, text[start : start + size], origin, again=start < self._known)
+            again, held = start < self._known, self._held.pop(start, None)
+            self._held[start] = self._pool.insert(context, text[start : start + size], origin, again, held)
         self._known = max(self._known, end)
-        self._done = max(self._done, min(end, len(text) - size))
+        for start in range(self._done, max(self._done, min(end, len(text) - size))):
+            self._held.pop(start, None)
+            self._done = start + 1
 
 
 def corrections(

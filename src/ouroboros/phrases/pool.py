@@ -16,7 +16,7 @@ from operator import attrgetter
 from ouroboros.errors import InputError
 from ouroboros.tree import Origin, TokenTree
 
-__all__ = ["Found", "Phrase", "PhrasePool"]
+__all__ = ["Found", "Held", "Phrase", "PhrasePool"]
 
 KEYS = (1, 2, 4, 8, 16)  # tokens that a phrase is found by
 MAX_KEY = KEYS[-1]
@@ -55,6 +55,10 @@ class Phrase:
             prior *= 1 + 0.25 * math.log2(seen)
         self.expected = (accepted + prior) / (offered + PRIOR_WEIGHT)
 
+    def let_go(self) -> None:
+        """It is no longer in a pool: who holds it by the identity of its tokens shall not take it for one that is."""
+        self.tokens = (*self.tokens,)
+
     @property
     def rate(self) -> float:
         """The chance per token, 0 … 1, if acceptance is geometric: expected = rate / (1 - rate)."""
@@ -62,6 +66,8 @@ class Phrase:
 
 
 _expected = attrgetter("expected")
+# Tokens that were put in, and for each key the phrase that has this very tuple; None where it is part of a longer one.
+Held = tuple[tuple[int, ...], list[Phrase | None]]
 
 
 def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -154,29 +160,49 @@ class PhrasePool:
                     raise InputError(f"the PhrasePool holds the token id {largest}; allowed are 0 to {vocab_size - 1}")
         self._checked = max(self._checked or 0, vocab_size)
 
-    def insert(self, context: Sequence[int], tokens: Sequence[int], origin: Origin, again: bool = False) -> None:
+    def insert(
+        self,
+        context: Sequence[int],
+        tokens: Sequence[int],
+        origin: Origin,
+        again: bool = False,
+        held: Held | None = None,
+    ) -> Held:
         """Learns that ``tokens`` followed ``context``, under the last tokens of it.
 
-        ``again``: this occurrence was counted before, and is now known further.
+        Args:
+            again: this occurrence was counted before, and is now known further. held: what its last call returned.
+
+        Returns:
+            What holds them now, so that a later call for this occurrence need not look for it.
         """
         phrase = tuple(tokens[: self.max_tokens])
-        if phrase:
-            for length in KEYS:
-                if length > len(context):
-                    break
-                self._insert(tuple(context[-length:]), phrase, origin, 0 if again else 1)
+        before, phrases = held or (None, [])
+        found: list[Phrase | None] = []
+        for place, length in enumerate(KEYS if phrase else ()):
+            if length > len(context):
+                break
+            known = phrases[place] if place < len(phrases) else None
+            if known is not None and known.tokens is before:
+                known.tokens = phrase
+                found.append(known)
+            else:
+                found.append(self._insert(tuple(context[-length:]), phrase, origin, 0 if again else 1))
+        return phrase, found
 
-    def _insert(self, key: tuple[int, ...], tokens: tuple[int, ...], origin: Origin, count: int) -> None:
+    def _insert(self, key: tuple[int, ...], tokens: tuple[int, ...], origin: Origin, count: int) -> Phrase | None:
+        """Returns the phrase that has now these very tokens; None where it is a longer one, or none was kept."""
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = _Bucket()
         phrases = bucket.phrases
         size = len(tokens)
+        holder: Phrase | None = None
         for phrase in phrases:
             known = phrase.tokens
             if known[:size] == tokens or tokens[: len(known)] == known:  # one begins with the other: keep the longer
                 if size > len(known):
-                    phrase.tokens = tokens
+                    phrase.tokens, holder = tokens, phrase
                 best = origin if TRUST[origin] > TRUST[phrase.origin] else phrase.origin
                 phrase.note(best, phrase.seen + count, phrase.offered, phrase.accepted)
                 break
@@ -184,13 +210,16 @@ class PhrasePool:
             if len(phrases) >= self.phrases_per_key:
                 worst = min(phrases, key=_expected)
                 if PRIORS[origin][len(key)] < worst.expected:
-                    return
+                    return None
                 phrases.remove(worst)
+                worst.let_go()
                 self._count -= 1
-            phrases.append(Phrase(tokens, origin, len(key)))
+            holder = Phrase(tokens, origin, len(key))
+            phrases.append(holder)
             self._count += 1
         if len(self._buckets) > self.max_keys:
             self._forget()
+        return holder
 
     def _forget(self) -> None:
         while True:
@@ -198,6 +227,8 @@ class PhrasePool:
             bucket = self._buckets.pop(key)
             if not bucket.useful:
                 self._count -= len(bucket.phrases)
+                for phrase in bucket.phrases:
+                    phrase.let_go()
                 return
             bucket.useful = False
             self._buckets[key] = bucket
