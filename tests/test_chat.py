@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -198,12 +199,22 @@ def at_a_terminal(tmp_path: Path, *typed: bytes) -> tuple[int, str]:
         preexec_fn=take_terminal,
     ) as process:  # fmt: skip
         os.close(side)
-        out, left = b"", list(typed)
+        out, left, last, again = b"", list(typed), b"", 4
         with contextlib.suppress(OSError):  # Linux's word for a terminal whose other side is closed
-            while more := os.read(main, 1000):
+            while again:
+                if not select.select([main], [], [], 15)[0]:  # what is typed before it listens may be lost
+                    again -= 1
+                    os.write(main, last)
+                    continue
+                more = os.read(main, 1000)
+                if not more:
+                    break
                 out += more
                 if out.endswith(b">>> ") and left:
-                    os.write(main, left.pop(0))
+                    last = left.pop(0)
+                    os.write(main, last)
+        if not again:
+            process.kill()
         status = process.wait(60)
     os.close(main)
     return status, out.decode().replace("\r", "")
