@@ -48,8 +48,9 @@ bench-again: $(READY)  ## after bench: whether two runs with a frozen T(n) are t
 # The kernels are compiled anew, with checks of every access, and loaded into a Python that has the checks' library.
 SANITIZERS = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+# SANITIZED=tests/test_stored_kernels.py for the kernels of GGUF files, which take as long as all of these.
 SANITIZED = tests/test_kernels.py tests/test_kernel_arguments.py tests/test_likely.py tests/test_native_decoder.py \
-	tests/test_sampling.py tests/test_stored_kernels.py
+	tests/test_sampling.py
 
 sanitize: $(READY)  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@CXX=$(CURDIR)/.ci/sanitizing-cxx $(BIN)/python -c 'from ouroboros.kernels.library import library; l = library(); assert not isinstance(l, str), l' 2>/dev/null || true
